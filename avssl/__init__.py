@@ -1,0 +1,3 @@
+"""Audio-visual self-supervised learning."""
+
+__version__ = "0.1.0"

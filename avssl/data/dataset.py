@@ -1,0 +1,172 @@
+"""Rows of a manifest as clips. A file that cannot be read gives a `Failure`, never another file's clip."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch.utils.data import Dataset
+
+from avssl.data.manifest import Manifest
+from avssl.data.sampling import AudioSpec, VideoSpec, Windows, clip_windows, eval_windows
+from avssl.data.tables import Sample
+from avssl.errors import DecodeError, ManifestError
+from avssl.types import Clip, ClipReader
+
+SILENCE_DB = -80.0
+"""A waveform whose peak lies below this level (dB relative to full scale) counts as silent."""
+
+
+class ClipKey(NamedTuple):
+    """Which clip: the epoch, the row of the manifest, and which of the clips of that row in that epoch."""
+
+    epoch: int
+    row: int
+    repeat: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that could not be had.
+
+    Parameters
+    ----------
+    row : int
+        Row of the manifest.
+    id, path : str
+        Id of the sample, absolute path of its file.
+    stage : str
+        ``"open"``, ``"video"``, ``"audio"`` or ``"silent"``.
+    reason : str
+        What went wrong, in words.
+    """
+
+    row: int
+    id: str
+    path: str
+    stage: str
+    reason: str
+
+
+class ClipDataset(Dataset[Clip | Failure]):
+    """Training clips: `dataset[ClipKey(epoch, row, repeat)]` is a `Clip` or a `Failure`.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Samples; all must have been probed.
+    reader : ClipReader
+        How files are read.
+    video, audio : VideoSpec, AudioSpec or None
+        What a clip holds; at least one.
+    seed : int >= 0
+        Decides, with the key, where clips start.
+    max_offset_seconds : float >= 0
+        Most time between frames and sound, see `clip_windows`.
+    silent : "skip" or "keep"
+        Whether a waveform whose peak is below -80 dB is a `Failure` of stage ``"silent"``.
+
+    Raises
+    ------
+    ManifestError
+        When a sample was never probed, so that nobody knows how long it is.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        reader: ClipReader,
+        video: VideoSpec | None,
+        audio: AudioSpec | None,
+        *,
+        seed: int = 0,
+        max_offset_seconds: float = 0.5,
+        silent: Literal["skip", "keep"] = "skip",
+    ) -> None:
+        if video is None and audio is None:
+            raise ValueError("a clip holds video, audio or both; got neither")
+        if silent not in ("skip", "keep"):
+            raise ValueError(f"silent must be 'skip' or 'keep'; got {silent!r}")
+        unprobed = manifest.table["duration_seconds"].to_numpy() == 0
+        if unprobed.any():
+            first = manifest.row(int(unprobed.argmax())).id
+            raise ManifestError(
+                f"{int(unprobed.sum())} of {len(manifest)} samples have no duration, the first is {first!r}; "
+                "scan the list first: a scan probes each file"
+            )
+        self.manifest = manifest
+        self.reader = reader
+        self.video = video
+        self.audio = audio
+        self.seed = seed
+        self.max_offset_seconds = max_offset_seconds
+        self.silent = silent
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def windows(self, sample: Sample, key: ClipKey) -> Windows:
+        """Which parts of the file the clip holds."""
+        return clip_windows(
+            sample,
+            self.video,
+            self.audio,
+            seed=self.seed,
+            epoch=key.epoch,
+            row=key.row,
+            repeat=key.repeat,
+            max_offset_seconds=self.max_offset_seconds,
+        )
+
+    def __getitem__(self, key: ClipKey) -> Clip | Failure:
+        sample, path = self.manifest.row(key.row), self.manifest.path(key.row)
+
+        def failed(stage: str, reason: str) -> Failure:
+            return Failure(key.row, sample.id, path, stage, reason)
+
+        if self.video is not None and not sample.has_video:
+            return failed("video", "the file has no video stream")
+        if self.audio is not None and not sample.has_audio:
+            return failed("audio", "the file has no audio stream")
+        video, audio = self.windows(sample, key)
+        try:
+            clip = self.reader.read(path, video, audio, row=key.row)
+        except DecodeError as error:
+            return failed(error.stage, error.reason)
+        if self.silent == "skip" and clip.waveform is not None:
+            peak = float(clip.waveform.abs().max())
+            level = 20 * math.log10(peak) if peak > 0 else -math.inf
+            if level < SILENCE_DB:
+                # Whole decibels, so that the windows of one silent file give few different reasons.
+                return failed("silent", f"the peak is {level:.0f} dB, below {SILENCE_DB:.0f} dB")
+        return clip
+
+
+class EvalDataset(ClipDataset):
+    """Evaluation clips: `dataset[ClipKey(0, row, i)]` is clip `i` of the evenly spaced ones of a row.
+
+    Parameters
+    ----------
+    manifest, reader, video, audio, silent
+        As in `ClipDataset`; silent windows are kept by default, because every sample has to be judged.
+    num_clips : int >= 1
+        Clips a sample.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        reader: ClipReader,
+        video: VideoSpec | None,
+        audio: AudioSpec | None,
+        *,
+        num_clips: int = 1,
+        silent: Literal["skip", "keep"] = "keep",
+    ) -> None:
+        super().__init__(manifest, reader, video, audio, silent=silent)
+        self.num_clips = num_clips
+
+    def windows(self, sample: Sample, key: ClipKey) -> Windows:
+        """Which parts of the file clip ``key.repeat`` holds."""
+        return eval_windows(sample, self.video, self.audio, self.num_clips)[key.repeat]

@@ -1,0 +1,271 @@
+"""The manifest: which samples there are, in which order. One row a sample, sorted by id."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from avssl.data.tables import (
+    SCHEMA,
+    Sample,
+    atomic_write,
+    check_names,
+    read_columns,
+    read_metadata,
+    read_parquet,
+    samples_of,
+)
+from avssl.errors import ManifestError
+
+VERSION = 1
+"""Version of the parquet layout; a file with a higher one is refused."""
+
+
+class Manifest:
+    """Samples sorted by id.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Columns of `Sample`, in any order of rows; kept sorted by id.
+    root : str or Path
+        Folder the relative paths start from.
+
+    Raises
+    ------
+    ManifestError
+        When there is no row, an id occurs twice, or a row has impossible times.
+    """
+
+    def __init__(self, table: pa.Table, root: str | Path) -> None:
+        try:
+            table = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks()
+        except (KeyError, ValueError, pa.ArrowException) as error:
+            raise ManifestError(f"the table does not have the columns of a manifest: {error}") from error
+        if table.num_rows == 0:
+            raise ManifestError("a manifest needs at least one sample; got none")
+        self.table = table.sort_by("id").replace_schema_metadata(None)
+        self.root = Path(os.path.abspath(root))
+        self._check()
+
+    @classmethod
+    def from_samples(cls, samples: Iterable[Sample], root: str | Path) -> Manifest:
+        """Manifest of the given rows."""
+        return cls(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SCHEMA), root)
+
+    def _check(self) -> None:
+        ids = self.ids
+        if len(set(ids)) < len(ids):
+            repeated = [name for name, count in Counter(ids).items() if count > 1]
+            raise ManifestError(
+                f"ids must be unique; more than once: {_named(repeated)}; remove the repeated rows, or give "
+                "them ids of their own in an 'id' column"
+            )
+        start, end, duration, fps = (
+            self.table[name].to_numpy()
+            for name in ("start_seconds", "end_seconds", "duration_seconds", "fps")
+        )
+        # A row that was never probed has duration 0 and may have end 0: "to the end of the file".
+        ordered = (end > start) | ((end == 0) & (duration == 0))
+        good = (
+            np.isfinite(start + end + duration + fps) & (start >= 0) & (duration >= 0) & (fps >= 0) & ordered
+        )
+        if not good.all():
+            row = self.row(int(np.flatnonzero(~good)[0]))
+            raise ManifestError(
+                f"sample {row.id!r} runs from {row.start_seconds} s to {row.end_seconds} s of "
+                f"{row.duration_seconds} s at {row.fps} fps; must be finite, with 0 <= start < end"
+            )
+
+    # ---- rows and columns
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        return f"Manifest({len(self)} samples, root={self.root}, splits={self.splits}, hash={self.hash[:12]})"
+
+    def row(self, i: int) -> Sample:
+        """Row `i`, counted from 0."""
+        return Sample(**{name: self.table[name][i].as_py() for name in SCHEMA.names})
+
+    def path(self, i: int) -> str:
+        """Absolute path of the file of row `i`."""
+        return os.path.join(self.root, self.table["path"][i].as_py())
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids, sorted."""
+        return self.table["id"].to_pylist()
+
+    @property
+    def labels(self) -> list[str | None]:
+        """Label of each row."""
+        return self.table["label"].to_pylist()
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Labels that occur, sorted."""
+        return sorted({label for label in self.labels if label is not None})
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of rows of each split, sorted by name."""
+        return dict(sorted(Counter(self.table["split"].to_pylist()).items()))
+
+    def label_indices(self, classes: Sequence[str] | None = None) -> np.ndarray:
+        """Position of each label in `classes` (default: `self.classes`), int64 (N,); -1 without label.
+
+        Give the classes of the whole manifest to number one split as another one.
+        """
+        number: dict[str | None, int] = {
+            name: i for i, name in enumerate(self.classes if classes is None else classes)
+        }
+        if unknown := sorted(set(self.classes) - set(number)):
+            raise ManifestError(
+                f"{_named(unknown)}: not among the {len(number)} classes; label both splits alike"
+            )
+        number[None] = -1
+        return np.array([number[label] for label in self.labels], dtype=np.int64)
+
+    def rows_of(self, ids: Iterable[str]) -> np.ndarray:
+        """Row of each id, int64; `ManifestError` names the ids that are not here."""
+        wanted = list(ids)
+        unknown = [name for name in wanted if name not in self._row_of]
+        if unknown:
+            raise ManifestError(
+                f"{_named(unknown)}: no such id among the {len(self)} samples of the manifest"
+            )
+        return np.array([self._row_of[name] for name in wanted], dtype=np.int64)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.ids)}
+
+    def select(
+        self, split: str | None = None, need_video: bool = False, need_audio: bool = False
+    ) -> Manifest:
+        """Rows of one split (None: all) that have the streams needed, as a manifest of its own.
+
+        Raises
+        ------
+        ManifestError
+            When no row is left.
+        """
+        keep = np.ones(len(self), dtype=bool)
+        if split is not None:
+            keep &= np.array(self.table["split"].to_pylist(), dtype=object) == split
+        for needed, name in ((need_video, "has_video"), (need_audio, "has_audio")):
+            keep &= self.table[name].to_numpy() if needed else True
+        if not keep.any():
+            needs = [word for needed, word in ((need_video, "video"), (need_audio, "audio")) if needed]
+            having = f" with {' and '.join(needs)}" if needs else ""
+            there = ", ".join(f"{name} ({count})" for name, count in self.splits.items())
+            raise ManifestError(f"no sample of split {split!r}{having}; splits of the manifest: {there}")
+        return Manifest(self.table.filter(pa.array(keep)), self.root)
+
+    # ---- identity
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) over all columns but `path`, row by row in the order of ids.
+
+        Where the files lie is left out, so that the same data elsewhere keeps its hash; what they contain is
+        in it through `content_hash`.
+        """
+        digest = hashlib.sha256(f"avssl manifest {VERSION}".encode())
+        for field in SCHEMA:
+            column = self.table[field.name]
+            digest.update(f"\n{field.name}:{field.type}\n".encode())
+            if field.name == "path":
+                continue
+            if field.type == pa.string():
+                lengths = pc.fill_null(pc.binary_length(column), -1)
+                digest.update(lengths.to_numpy().astype("<i8").tobytes())
+                digest.update("".join(text for text in column.to_pylist() if text).encode())
+            else:
+                digest.update(column.to_numpy().astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    # ---- files
+
+    def save(self, path: str | Path) -> None:
+        """Write to ``.parquet`` or ``.csv``, whole or not at all.
+
+        A CSV file cannot say its root: unless it lies in the root itself, it holds absolute paths.
+        """
+        path = Path(path)
+        if path.suffix == ".parquet":
+            metadata = {"avssl.version": str(VERSION), "avssl.root": str(self.root)}
+            with atomic_write(path) as file:
+                pq.write_table(self.table.replace_schema_metadata(metadata), file)
+        elif path.suffix == ".csv":
+            with atomic_write(path) as file:
+                file.write(self._csv(absolute=path.absolute().parent != self.root).encode())
+        else:
+            raise ManifestError(f"cannot write a manifest to {path}; the name must end in .parquet or .csv")
+
+    def _csv(self, absolute: bool) -> str:
+        columns = {name: self.table[name].to_pylist() for name in SCHEMA.names}
+        if absolute:
+            columns["path"] = [Path(self.path(i)).as_posix() for i in range(len(self))]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(SCHEMA.names)
+        writer.writerows(zip(*columns.values(), strict=True))
+        return text.getvalue()
+
+    @classmethod
+    def load(cls, path: str | Path, root: str | Path | None = None) -> Manifest:
+        """Read ``.parquet``, ``.csv`` or ``.tsv``.
+
+        Parameters
+        ----------
+        path : str or Path
+            A saved manifest, or any table with at least a ``path`` column: what it leaves out takes the
+            defaults of `Sample`. Such rows were never probed; training needs a scan of the list.
+        root : str or Path, optional
+            Folder the relative paths start from, for data that moved. Default: the one stored in the parquet
+            file, else the folder of the file.
+
+        Raises
+        ------
+        ManifestError
+            When the file is missing, damaged, of a later version, or holds unknown columns or wrong values.
+        """
+        path = Path(path)
+        if path.suffix not in (".parquet", ".csv", ".tsv"):
+            raise ManifestError(
+                f"cannot read a manifest from {path}; the name must end in .parquet, .csv or .tsv"
+            )
+        if path.suffix == ".parquet" and path.is_file():
+            stored = read_metadata(path)
+            version = int(stored.get(b"avssl.version", b"0"))
+            if version > VERSION:
+                raise ManifestError(
+                    f"{path} has manifest version {version}; this package reads up to {VERSION}: update it"
+                )
+            if version:
+                table = read_parquet(path)
+                check_names(table.column_names, path, "row 0")
+                return cls(table, stored[b"avssl.root"].decode() if root is None else root)
+        columns = read_columns(path)
+        root = path.absolute().parent if root is None else root
+        return cls.from_samples(samples_of(columns, root), root)
+
+
+def _named(names: Sequence[str], at_most: int = 5) -> str:
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(repr(name) for name in names[:at_most]) + more

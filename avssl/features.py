@@ -1,0 +1,133 @@
+"""From a model and a manifest to arrays: used by probes, retrieval and galleries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avssl.build import Config, build_encoders, build_specs, build_views
+from avssl.config import config_from_dict
+from avssl.data import EvalDataset, Failure, Manifest, make_loader, ordered_batches
+from avssl.decode import open_reader
+from avssl.errors import EvaluationError
+from avssl.models import DualEncoder
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoders say of the samples of a manifest that could be read.
+
+    Parameters
+    ----------
+    rows : int64 (N,)
+        Row of the manifest of each.
+    video, audio : float32 (N, dim)
+        Pooled trunk features, mean over the clips of a sample.
+    video_embedding, audio_embedding : float32 (N, D)
+        Unit vectors in the common space.
+    failures : list of Failure
+        Clips that could not be read; a sample is missing when all of its clips failed.
+    """
+
+    rows: NDArray[np.int64]
+    video: Array
+    audio: Array
+    video_embedding: Array
+    audio_embedding: Array
+    failures: list[Failure]
+
+
+def load_encoders(state: dict[str, object], source: str | Path = "checkpoint") -> tuple[DualEncoder, Config]:
+    """Encoders and recipe of a checkpoint that `avssl.train.load_checkpoint` read."""
+    config = config_from_dict(state["config"], Config, str(source))  # type: ignore[arg-type]
+    encoders = build_encoders(config.model)
+    objective: dict[str, Tensor] = state["objective"]  # type: ignore[assignment]
+    prefix = "encoders."
+    encoders.load_state_dict({k[len(prefix) :]: v for k, v in objective.items() if k.startswith(prefix)})
+    return encoders, config
+
+
+@torch.inference_mode()
+def extract_features(
+    encoders: DualEncoder,
+    config: Config,
+    manifest: Manifest,
+    *,
+    num_clips: int = 2,
+    batch_size: int = 32,
+    num_workers: int = 1,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """Run both encoders over evenly spaced clips of every sample.
+
+    Parameters
+    ----------
+    encoders : DualEncoder
+        Put in evaluation mode and moved to the device.
+    config : Config
+        What a clip and its views are; augmentation is left out.
+    manifest : Manifest
+        Samples with video and audio.
+    num_clips : int >= 1
+        Clips a sample.
+    batch_size, num_workers, device
+        How to work; they do not change the result beyond rounding.
+    progress : callable, optional
+        Called as ``progress(clips done, clips in all)``.
+
+    Raises
+    ------
+    EvaluationError
+        When no sample could be read.
+    """
+    video, audio = build_specs(config.data)
+    dataset = EvalDataset(manifest, open_reader(config.data.decoder), video, audio, num_clips=num_clips)
+    loader = make_loader(
+        dataset, ordered_batches(len(manifest), batch_size, num_clips), num_workers=num_workers
+    )
+    encoders = encoders.to(device).eval()
+    views = build_views(config, train=False).to(device)
+    parts: list[tuple[Tensor, ...]] = []
+    failures: list[Failure] = []
+    for number, batch in enumerate(loader):
+        failures += batch.failures
+        if len(batch):
+            view = views(batch.to(device).frames, batch.waveform, batch.index)
+            parts.append((batch.index, *_encode(encoders, view.video[0], view.audio[0])))
+        if progress is not None:
+            done = min((number + 1) * batch_size, len(manifest) * num_clips)
+            progress(done, len(manifest) * num_clips)
+    if not parts:
+        raise EvaluationError(
+            f"none of the {len(manifest)} samples could be read; the first: {failures[0].path}: "
+            f"{failures[0].stage}: {failures[0].reason}"
+        )
+    return _average(parts, failures)
+
+
+def _encode(encoders: DualEncoder, video: Tensor, audio: Tensor) -> tuple[Tensor, ...]:
+    seen, heard = encoders.video(video), encoders.audio(audio)
+    embedded = F.normalize(encoders.video_head(seen), dim=1), F.normalize(encoders.audio_head(heard), dim=1)
+    return tuple(x.float().cpu() for x in (seen, heard, *embedded))
+
+
+def _average(parts: list[tuple[Tensor, ...]], failures: list[Failure]) -> Features:
+    """Mean over the clips of each sample; embeddings are scaled to unit length again."""
+    index, *values = (torch.cat(column) for column in zip(*parts, strict=True))
+    rows, slot, count = index.unique(return_inverse=True, return_counts=True)
+    means = [
+        torch.zeros(len(rows), x.shape[1]).index_add_(0, slot, x) / count[:, None] for x in values
+    ]
+    means[2:] = [F.normalize(x, dim=1) for x in means[2:]]
+    video, audio, video_embedding, audio_embedding = (x.numpy() for x in means)
+    return Features(rows.numpy(), video, audio, video_embedding, audio_embedding, failures)

@@ -1,0 +1,66 @@
+"""Checkpoints: everything a run needs to go on, in one file that is either whole or absent."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avssl import __version__
+from avssl.errors import CheckpointError
+
+FILE_NAME = "checkpoint.pt"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically: to a temporary name, flushed to disk, renamed.
+
+    Whatever interrupts the writing, `path` holds the previous checkpoint or the new one, never a part.
+
+    Parameters
+    ----------
+    path : Path
+        Target.
+    state : dict
+        Tensors, numbers, strings and containers of them only, so that it loads without unpickling code.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"avssl_version": __version__, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot be written: {error.strerror or error}; free some space or choose another "
+            "place with run.folder="
+        ) from error
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint, or the one in a run folder, onto the CPU; never executes a pickle.
+
+    Raises
+    ------
+    CheckpointError
+        When there is none, or it is damaged or not one of this package.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; give a run folder that holds {FILE_NAME}")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({first_line}); use another copy or train again"
+        ) from error
+    if not isinstance(state, dict) or "avssl_version" not in state or "objective" not in state:
+        raise CheckpointError(f"{path}: not a checkpoint of avssl; give one that `avssl pretrain` wrote")
+    return state

@@ -1,0 +1,325 @@
+"""One stage of training from a configuration: what `avssl pretrain` and the demo run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+
+from avssl import __version__
+from avssl.build import Config, build_device, build_objective, build_optimizer, build_specs, build_views
+from avssl.config import config_diff, config_from_dict, config_to_dict, dump_config
+from avssl.data import ClipDataset, Failure, Manifest, RunSampler, SkipLedger, Skipped, make_loader, scan
+from avssl.decode import open_reader
+from avssl.errors import CheckpointError, ConfigError
+from avssl.objectives import Objective
+from avssl.optim import learning_rate_factor
+from avssl.train.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from avssl.train.log import MetricsLog
+from avssl.train.trainer import LoopSettings, Position, Progress, Trainer
+
+FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
+                  "train.log_every", "train.checkpoint_minutes", "data.root", "data.manifest")  # fmt: skip
+"""Keys that may differ when a run is resumed; what the data are is checked by the manifest's hash."""
+
+
+def pretrain(
+    config: Config,
+    start_progress: Callable[[str, int, int], Any],
+    restart: bool = False,
+    command: str = "",
+) -> Path:
+    """Train a stage, or go on with it if its folder holds a checkpoint of the same recipe.
+
+    Parameters
+    ----------
+    config : Config
+        The recipe.
+    start_progress : callable
+        ``start_progress(description, total, completed)`` gives a context manager of a `Progress`.
+    restart : bool
+        Move an earlier run of that name aside and begin anew.
+    command : str
+        What the user typed, for the record.
+
+    Returns
+    -------
+    Path
+        The run folder: ``config.yaml``, ``checkpoint.pt``, ``manifest.parquet``, ``metrics.jsonl``,
+        ``skipped.jsonl``, ``run.json`` and ``tensorboard/``.
+
+    Raises
+    ------
+    AvsslError
+        With a message for the user; `Interrupted` after a requested stop.
+    """
+    folder = Path(config.run.folder) / config.run.name
+    if restart and folder.exists():
+        _move_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = load_checkpoint(folder) if (folder / FILE_NAME).exists() else None
+    ledger = SkipLedger(folder / "skipped.jsonl")
+    whole = find_manifest(config, folder, checkpoint is not None, ledger, start_progress)
+    manifest = whole.select(split=config.data.split, need_video=True, need_audio=True)
+    if checkpoint is not None:
+        _check_same_run(checkpoint, config, manifest, folder)
+    (folder / "config.yaml").write_text(dump_config(config))
+    return _train(config, folder, manifest, whole, ledger, checkpoint, start_progress, command)
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    manifest: Manifest,
+    whole: Manifest,
+    ledger: SkipLedger,
+    checkpoint: dict[str, Any] | None,
+    start_progress: Callable[[str, int, int], Any],
+    command: str,
+) -> Path:
+    began = time.monotonic()
+    device = build_device(config.train.device)
+    workers = set_threads(config, device)
+    torch.manual_seed(config.train.seed)
+    objective = _start_objective(config, len(manifest), checkpoint).to(device)
+    optimizer = build_optimizer(config.optim, objective)
+    position = Position()
+    if checkpoint is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        position = Position(**checkpoint["position"])
+    sampler = _sampler(config, manifest, position)
+    settings = _loop_settings(config, sampler.batches_per_epoch, len(manifest), device)
+    total_steps = config.train.epochs * -(-sampler.batches_per_epoch // config.train.accumulate)
+    record = partial(_write_record, folder, config, manifest, whole, device, command)
+    record(status="running", seconds=0.0)
+    log = MetricsLog(folder, position.step)
+    trainer = Trainer(
+        objective,
+        build_views(config, train=True).to(device),
+        optimizer,
+        make_loader(
+            _dataset(config, manifest), sampler, num_workers=workers, pin_memory=device.type == "cuda"
+        ),
+        _rate(config),
+        settings,
+        lambda t: save_checkpoint(
+            folder / FILE_NAME,
+            t.state() | {"config": config_to_dict(config), "manifest_hash": manifest.hash},
+        ),
+        log,
+        ledger,
+        position,
+    )
+    if checkpoint is not None:
+        trainer.scaler.load_state_dict(checkpoint["scaler"])
+    try:
+        with start_progress(f"{config.run.name}", total_steps, position.step) as progress:
+            _fit(trainer, progress, position, config)
+    finally:
+        log.close()
+    record(status="finished", seconds=time.monotonic() - began)
+    return folder
+
+
+def _fit(trainer: Trainer, progress: Progress, position: Position, config: Config) -> None:
+    if position.epoch < config.train.epochs:
+        trainer.fit(progress)
+
+
+def find_manifest(
+    config: Config,
+    folder: Path,
+    resuming: bool,
+    ledger: SkipLedger,
+    start_progress: Callable[[str, int, int], Any],
+) -> Manifest:
+    """The manifest of the run: the one it began with, the one the recipe names, or a fresh scan.
+
+    Files a scan cannot open are entered in the ledger.
+    """
+    saved = folder / "manifest.parquet"
+    if resuming and saved.exists():
+        return Manifest.load(saved)
+    if (config.data.root is None) == (config.data.manifest is None):
+        raise ConfigError(
+            f"data.root is {config.data.root!r} and data.manifest is {config.data.manifest!r}; give exactly one: "
+            "data.root=FOLDER to scan a folder of videos, or data.manifest=FILE from `avssl prepare`"
+        )
+    if config.data.manifest is not None:
+        manifest = Manifest.load(config.data.manifest)
+    else:
+        assert config.data.root is not None
+        with start_progress("scan", 0, 0) as progress:
+            result = scan(
+                config.data.root,
+                val_share=config.data.val_share,
+                progress=lambda done, total: progress.update(done, total=total),
+            )
+        manifest = result.manifest
+        for skipped in result.skipped:
+            ledger.add(_failure(skipped), epoch=0)
+        ledger.check(config.data.max_skipped, len(manifest) + len(result.skipped))
+    manifest.save(saved)
+    return manifest
+
+
+def _failure(skipped: Skipped) -> Failure:
+    return Failure(-1, skipped.path, skipped.path, skipped.stage, skipped.reason)
+
+
+def set_threads(config: Config, device: torch.device) -> int:
+    """Share the cores between torch and the loader; returns the number of workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu = device.type == "cpu"
+    workers = config.data.num_workers
+    if workers is None:
+        workers = max(1, cores // 2) if on_cpu else min(cores, 16)
+    torch.set_num_threads(config.train.threads or cores)
+    return workers
+
+
+def _start_objective(config: Config, num_instances: int, checkpoint: dict[str, Any] | None) -> Objective:
+    objective = build_objective(config, num_instances)
+    if checkpoint is not None:
+        objective.load_state_dict(checkpoint["objective"])
+    elif config.run.start_from is not None:
+        before = load_checkpoint(config.run.start_from)
+        try:
+            objective.start_from(before["objective"])
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"{config.run.start_from}: does not fit this recipe: {str(error).splitlines()[0]}; "
+                "use the same model section and the same data in both stages"
+            ) from error
+    return objective
+
+
+def _dataset(config: Config, manifest: Manifest) -> ClipDataset:
+    video, audio = build_specs(config.data)
+    return ClipDataset(
+        manifest,
+        open_reader(config.data.decoder),
+        video,
+        audio,
+        seed=config.train.seed,
+        max_offset_seconds=config.data.max_offset_seconds,
+        silent=config.data.silent,
+    )
+
+
+def _sampler(config: Config, manifest: Manifest, position: Position) -> RunSampler:
+    return RunSampler(
+        len(manifest),
+        config.train.batch_size // config.train.accumulate,
+        config.train.seed,
+        config.train.epochs,
+        repeats=config.data.clips_per_sample,
+        start=(position.epoch, position.batch),
+    )
+
+
+def _rate(config: Config) -> Callable[[float], float]:
+    return partial(
+        learning_rate_factor,
+        epochs=config.train.epochs,
+        schedule=config.optim.schedule,
+        warmup_epochs=config.optim.warmup_epochs,
+        milestones=config.optim.milestones,
+        gamma=config.optim.gamma,
+    )
+
+
+def _loop_settings(config: Config, batches_per_epoch: int, rows: int, device: torch.device) -> LoopSettings:
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return LoopSettings(
+        epochs=config.train.epochs,
+        batches_per_epoch=batches_per_epoch,
+        seed=config.train.seed,
+        accumulate=config.train.accumulate,
+        precision=getattr(torch, precision),
+        clip_grad_norm=config.optim.clip_grad_norm,
+        log_every=config.train.log_every,
+        checkpoint_seconds=60 * config.train.checkpoint_minutes,
+        max_skipped=config.data.max_skipped,
+        num_rows=rows,
+    )
+
+
+def _check_same_run(checkpoint: dict[str, Any], config: Config, manifest: Manifest, folder: Path) -> None:
+    before = config_from_dict(checkpoint["config"], Config, str(folder))
+    differing = [key for key in config_diff(before, config) if not key.startswith(FREE_TO_CHANGE)]
+    if differing:
+        raise CheckpointError(
+            f"{folder}: holds a run with other settings ({', '.join(differing)}); choose another name with "
+            "run.name=, or give --restart to move that run aside and begin anew"
+        )
+    if checkpoint["manifest_hash"] != manifest.hash:
+        raise CheckpointError(
+            f"{folder}: its checkpoint belongs to other data (manifest {checkpoint['manifest_hash'][:12]}, "
+            f"now {manifest.hash[:12]}); choose another name with run.name=, or give --restart"
+        )
+
+
+def _move_aside(folder: Path) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    folder.rename(aside)
+
+
+def _write_record(
+    folder: Path,
+    config: Config,
+    manifest: Manifest,
+    whole: Manifest,
+    device: torch.device,
+    command: str,
+    status: str,
+    seconds: float,
+) -> None:
+    """Write ``run.json``: what was trained on, with what, by which command."""
+    in_split = whole.select(split=config.data.split)
+    left_out = [
+        {"path": in_split.path(i), "stage": "audio" if row.has_video else "video", "reason": reason}
+        for i, row in enumerate(in_split.row(i) for i in range(len(in_split)))
+        if (reason := _missing_stream(row.has_video, row.has_audio))
+    ]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores"
+    versions = {
+        "avssl": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "av": av.__version__,
+    }
+    content = {
+        "status": status,
+        "seconds": round(seconds, 1),
+        "command": command,
+        "device": name,
+        "versions": versions,
+        "manifest": {
+            "rows": len(in_split),
+            "used": len(manifest),
+            "hash": manifest.hash,
+            "left_out": left_out,
+        },
+        "settings": asdict(replace(config.train)),
+    }
+    (folder / "run.json").write_text(json.dumps(content, indent=1))
+
+
+def _missing_stream(has_video: bool, has_audio: bool) -> str:
+    if not has_video:
+        return "the file has no video stream"
+    return "" if has_audio else "the file has no audio stream"

@@ -1,0 +1,176 @@
+"""Colour jitter of clips: one set of factors and one order of operations a clip, the same for all its frames.
+
+Brightness, contrast and saturation are one and the same blend,
+``x <- clamp(a x + b gray(x) + c mean(gray(x)), 0, 1)``: for a factor f, brightness has (a, b, c) = (f, 0, 0),
+saturation (f, 1 - f, 0) and contrast (f, 0, 1 - f). A batch in which every clip has its own order therefore
+needs one blend a position, whatever the clips do there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from avssl.errors import ConfigError
+from avssl.transforms.draws import uniform
+
+OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+# Luma of ITU-R BT.601 as Pillow and torchvision round it.
+LUMA = (0.2989, 0.587, 0.114)
+
+
+def luma(x: Tensor) -> Tensor:
+    """Brightness of each pixel, (B, 3, T, H, W) -> (B, T, H, W)."""
+    red, green, blue = x.unbind(1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def blend(x: Tensor, keep: Tensor, to_gray: Tensor, to_mean: Tensor) -> Tensor:
+    """``clamp(keep x + to_gray gray(x) + to_mean mean(gray(x)), 0, 1)``, the mean over each frame.
+
+    Parameters
+    ----------
+    x : Tensor, (B, 3, T, H, W)
+        RGB in [0, 1].
+    keep, to_gray, to_mean : Tensor, (B,)
+        Weights of each clip.
+    """
+    gray = luma(x)
+    mean = gray.mean((-2, -1), keepdim=True) * to_mean.view(-1, 1, 1, 1)
+    offset = torch.addcmul(mean, gray, to_gray.view(-1, 1, 1, 1)).unsqueeze(1)
+    return torch.addcmul(offset, x, keep.view(-1, 1, 1, 1, 1)).clamp_(0, 1)
+
+
+def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of each clip through HSV.
+
+    With V the largest channel, C the largest minus the smallest and h the hue in sixths of a turn, an HSV
+    colour has the channels ``V - C clamp(min(k, 4 - k), 0, 1)``, ``k = (n + h) mod 6``, with n = 5, 3, 1 for
+    red, green, blue.
+
+    Parameters
+    ----------
+    x : Tensor, (B, 3, T, H, W)
+        RGB in [0, 1].
+    shift : Tensor, (B,)
+        Turn of each clip, in turns; [-0.5, 0.5] covers the circle.
+
+    Returns
+    -------
+    Tensor, (B, 3, T, H, W)
+        RGB in [0, 1].
+    """
+    red, green, blue = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    from_red, from_green, from_blue = green - blue, blue - red, red - green
+    divisor = torch.where(chroma == 0, 1.0, chroma)  # a gray pixel has hue 0; any finite number does
+    sixths = torch.where(
+        value == red,
+        from_red / divisor,
+        torch.where(value == green, 2 + from_green / divisor, 4 + from_blue / divisor),
+    )
+    sixths = sixths + 6 * shift.view(-1, 1, 1, 1)
+    channels = []
+    for n in (5, 3, 1):
+        k = (sixths + n) % 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(channels, 1)
+
+
+class ColorJitter(nn.Module):
+    """Random brightness, contrast, saturation and hue in random order, as torchvision on floats.
+
+    Factors and order are drawn once a clip and used for all its frames. Contrast blends each frame with the
+    mean of its own gray image, as torchvision does for a (T, 3, H, W) tensor. A strength of 0 leaves that
+    operation out.
+
+    Parameters
+    ----------
+    brightness, contrast, saturation : float >= 0
+        Strength s: the factor is uniform in [max(0, 1 - s), 1 + s].
+    hue : float in [0, 0.5]
+        The hue is turned by a uniform part of a turn in [-hue, hue].
+
+    Raises
+    ------
+    ConfigError
+        For a strength outside its range.
+    """
+
+    def __init__(self, brightness: float, contrast: float, saturation: float, hue: float) -> None:
+        super().__init__()
+        strengths = dict(zip(OPERATIONS, (brightness, contrast, saturation, hue), strict=True))
+        for name, strength in strengths.items():
+            limit = 0.5 if name == "hue" else float("inf")
+            if not 0 <= strength <= limit:
+                raise ConfigError(
+                    f"jitter {name} is {strength}; must be in [0, {limit}]; use 0 to switch it off"
+                )
+        self.strengths = {name: strength for name, strength in strengths.items() if strength > 0}
+
+    def extra_repr(self) -> str:
+        """Strengths, for the printed module."""
+        return ", ".join(f"{name}={strength}" for name, strength in self.strengths.items())
+
+    def draw(self, num_clips: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw factors and orders.
+
+        Returns
+        -------
+        factors : Tensor, (num_clips, A), float64, on the CPU
+            Factor (for hue: turn) of each of the A operations in `strengths`.
+        order : Tensor, (num_clips, A), int64, on the CPU
+            ``order[b, p]`` is the operation that clip b undergoes at position p.
+        """
+        numbers = uniform((num_clips, 2, len(self.strengths)), generator)
+        ranges = torch.tensor(
+            [(-s, s) if name == "hue" else (max(0.0, 1 - s), 1 + s) for name, s in self.strengths.items()],
+            dtype=torch.float64,
+        ).view(-1, 2)
+        factors = ranges[:, 0] + numbers[:, 0] * (ranges[:, 1] - ranges[:, 0])
+        return factors, numbers[:, 1].argsort(1)
+
+    def apply_factors(self, x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+        """Jitter (B, 3, T, H, W) clips with what `draw` gave."""
+        names = list(self.strengths)
+        is_op = {name: order == (names.index(name) if name in names else -1) for name in OPERATIONS}
+        by_position = factors.gather(1, order)
+        zero = torch.zeros_like(by_position)
+        coefficients = torch.stack(
+            [
+                torch.where(is_op["hue"], 1.0, by_position),
+                torch.where(is_op["saturation"], 1 - by_position, zero),
+                torch.where(is_op["contrast"], 1 - by_position, zero),
+                torch.where(is_op["hue"], by_position, zero),
+            ]
+        )
+        keep, to_gray, to_mean, turn = coefficients.to(x.device, x.dtype, non_blocking=True).unbind()
+        for p in range(len(names)):
+            if names != ["hue"]:
+                x = blend(x, keep[:, p], to_gray[:, p], to_mean[:, p])
+            clips = is_op["hue"][:, p].nonzero().squeeze(1)
+            if len(clips) > 0:
+                clips = clips.to(x.device, non_blocking=True)
+                turned = shift_hue(x.index_select(0, clips), turn[:, p].index_select(0, clips))
+                x = x.index_copy(0, clips, turned)
+        return x
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Jitter a batch of clips.
+
+        Parameters
+        ----------
+        x : Tensor, (B, 3, T, H, W)
+            RGB in [0, 1], floating point.
+        generator : torch.Generator, optional
+            Source of the factors and orders.
+
+        Returns
+        -------
+        Tensor, (B, 3, T, H, W)
+            RGB in [0, 1].
+        """
+        if not self.strengths:
+            return x
+        return self.apply_factors(x, *self.draw(len(x), generator))

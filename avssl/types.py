@@ -1,0 +1,158 @@
+"""The few types everybody meets: what a file becomes (`Clip`) and what an objective sees (`Views`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoWindow:
+    """Which frames of a file are wanted.
+
+    Parameters
+    ----------
+    start_seconds : float
+        Time of the first frame, measured from the start of the file.
+    num_frames : int >= 1
+        Number of frames; frame i is the one on screen at ``start_seconds + i / fps``.
+    fps : float > 0
+        Frames a second after sampling, whatever the rate of the file.
+    short_side : int or None
+        Shrink frames so that their short side has this many pixels (never enlarged); None keeps the size.
+    """
+
+    start_seconds: float
+    num_frames: int
+    fps: float
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or self.fps <= 0:
+            raise ValueError(f"a video window needs num_frames >= 1 and fps > 0; got {self}")
+        if self.short_side is not None and self.short_side < 1:
+            raise ValueError(f"short_side must be at least 1 pixel or None; got {self.short_side}")
+
+
+@dataclass(frozen=True)
+class AudioWindow:
+    """Which part of the sound of a file is wanted, mixed to mono.
+
+    Parameters
+    ----------
+    start_seconds : float
+        Time of the first sample, measured from the start of the file.
+    duration_seconds : float > 0
+        Length; the waveform has ``round(duration_seconds * sample_rate)`` samples.
+    sample_rate : int > 0
+        Samples a second after resampling, in hertz.
+    """
+
+    start_seconds: float
+    duration_seconds: float
+    sample_rate: int
+
+    def __post_init__(self) -> None:
+        if self.duration_seconds <= 0 or self.sample_rate <= 0:
+            raise ValueError(f"an audio window needs duration_seconds > 0 and sample_rate > 0; got {self}")
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of the waveform."""
+        return round(self.duration_seconds * self.sample_rate)
+
+
+@dataclass(frozen=True, repr=False)
+class Clip:
+    """Frames and sound of one stretch of a file, on one time base.
+
+    Parameters
+    ----------
+    frames : Tensor or None
+        uint8, (T, H, W, 3), RGB; None when no video was asked for.
+    waveform : Tensor or None
+        float32, (channels, samples), in [-1, 1]; None when no audio was asked for.
+    fps : float
+        Frames a second of `frames` (0 without video).
+    sample_rate : int
+        Samples a second of `waveform` (0 without audio).
+    video_start_seconds, audio_start_seconds : float
+        Time of the first frame and of the first sample, from the start of the file.
+    row : int
+        Row of the manifest the clip comes from, -1 if none.
+    """
+
+    frames: Tensor | None
+    waveform: Tensor | None
+    fps: float
+    sample_rate: int
+    video_start_seconds: float
+    audio_start_seconds: float
+    row: int = -1
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and (
+            self.frames.dtype != torch.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3
+        ):
+            raise ValueError(
+                f"frames must be uint8 (T, H, W, 3); got {self.frames.dtype} {tuple(self.frames.shape)}"
+            )
+        if self.waveform is not None and (self.waveform.dtype != torch.float32 or self.waveform.ndim != 2):
+            raise ValueError(
+                "waveform must be float32 (channels, samples); "
+                f"got {self.waveform.dtype} {tuple(self.waveform.shape)}"
+            )
+
+    def __repr__(self) -> str:
+        frames = None if self.frames is None else tuple(self.frames.shape)
+        waveform = None if self.waveform is None else tuple(self.waveform.shape)
+        return (
+            f"Clip(row={self.row}, frames={frames} at {self.fps:g} fps from {self.video_start_seconds:.3f} s, "
+            f"waveform={waveform} at {self.sample_rate} Hz from {self.audio_start_seconds:.3f} s)"
+        )
+
+
+class ClipReader(Protocol):
+    """Anything that reads a `Clip` from a file; one implementation a library (see `avssl.decode`)."""
+
+    def read(
+        self, path: str, video: VideoWindow | None = None, audio: AudioWindow | None = None, row: int = -1
+    ) -> Clip:
+        """Read the requested windows; raise `DecodeError` when that is impossible."""
+        ...
+
+
+@dataclass(frozen=True)
+class Views:
+    """What an objective sees: augmented, normalised tensors on the training device.
+
+    Parameters
+    ----------
+    video : tuple of Tensor, each (B, 3, T, H, W)
+        Views of the frames (an image is T = 1); may be empty.
+    audio : tuple of Tensor, each (B, 1, frames, bins)
+        Views of the sound as spectrograms; may be empty.
+    index : Tensor, (B,), int64
+        Instance number of each sample: its row in the manifest and in the memory bank.
+    """
+
+    video: tuple[Tensor, ...]
+    audio: tuple[Tensor, ...]
+    index: Tensor
+
+    def __len__(self) -> int:
+        return int(self.index.shape[0])
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A module that maps (B, ...) to (B, dim)."""
+
+    dim: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Features of a batch, (B, dim)."""
+        ...
