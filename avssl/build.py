@@ -1,7 +1,7 @@
 """From a configuration to objects: the only file that knows both sides.
 
-The dataclasses are the schema of a recipe; their defaults are those of a run on the user's own folder. Sections
-typed ``dict`` name a class or hold its constructor's arguments and are checked against its signature.
+The dataclasses are the schema of a recipe; their defaults are those of a run on the user's own folder.
+Sections typed ``dict`` name a class or hold arguments of a constructor and are checked against its signature.
 """
 
 from __future__ import annotations

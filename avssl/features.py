@@ -125,9 +125,7 @@ def _average(parts: list[tuple[Tensor, ...]], failures: list[Failure]) -> Featur
     """Mean over the clips of each sample; embeddings are scaled to unit length again."""
     index, *values = (torch.cat(column) for column in zip(*parts, strict=True))
     rows, slot, count = index.unique(return_inverse=True, return_counts=True)
-    means = [
-        torch.zeros(len(rows), x.shape[1]).index_add_(0, slot, x) / count[:, None] for x in values
-    ]
+    means = [torch.zeros(len(rows), x.shape[1]).index_add_(0, slot, x) / count[:, None] for x in values]
     means[2:] = [F.normalize(x, dim=1) for x in means[2:]]
     video, audio, video_embedding, audio_embedding = (x.numpy() for x in means)
     return Features(rows.numpy(), video, audio, video_embedding, audio_embedding, failures)

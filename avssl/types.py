@@ -110,7 +110,8 @@ class Clip:
         frames = None if self.frames is None else tuple(self.frames.shape)
         waveform = None if self.waveform is None else tuple(self.waveform.shape)
         return (
-            f"Clip(row={self.row}, frames={frames} at {self.fps:g} fps from {self.video_start_seconds:.3f} s, "
+            f"Clip(row={self.row}, "
+            f"frames={frames} at {self.fps:g} fps from {self.video_start_seconds:.3f} s, "
             f"waveform={waveform} at {self.sample_rate} Hz from {self.audio_start_seconds:.3f} s)"
         )
 

@@ -56,9 +56,9 @@ def write_media(
 
     `size` is (width, height). `frame_times` (seconds, rising) makes the frame rate variable. `video_start`
     and `audio_start` delay one stream: frame n is on screen at ``video_start + n / fps`` while the sound
-    stays that of its time in the file. `gains` scales the channels; `layout` defaults to mono, stereo or 5.1 by
-    `channels`. `rotation` is the counter-clockwise turn (90, 180, 270) a player must apply: frames are stored
-    turned the other way, so that a right reader shows them upright.
+    stays that of its time in the file. `gains` scales the channels; `layout` defaults to mono, stereo or 5.1
+    by `channels`. `rotation` is the counter-clockwise turn (90, 180, 270) a player must apply: frames are
+    stored turned the other way, so that a right reader shows them upright.
     """
     path = Path(path)
     with av.open(str(path), "w", format=format, options=container_options or {}) as container:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from avssl.config import (
     Section,
+    build_section,
     check_arguments,
     config_diff,
     config_from_dict,
@@ -56,6 +57,7 @@ class Run:
     output: Path | None = None
     probe: Optim | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=lambda: {"name": "MLP", "dims": [512, 128]})
 
 
 class Avid:
@@ -73,6 +75,8 @@ class Avid:
 
 class Cma:
     def __init__(self, positives: int, hook: Callable[[int], int] | None = None, untyped=3) -> None:
+        if positives < 1:
+            raise ValueError(f"positives must be >= 1; got {positives}")
         self.positives = positives
 
 
@@ -145,7 +149,7 @@ def test_file_becomes_typed_configuration(write):
         ("trian: {epochs: 3}", "x.yaml: trian: no such key; did you mean 'train'?"),
         (
             "zzz: 1",
-            "x.yaml: zzz: no such key; known here: train, objective, name, output, probe, model",
+            "x.yaml: zzz: no such key; known here: train, objective, name, output, probe, model, head",
         ),
         ("epochs: 3", "x.yaml: epochs: no such key; did you mean 'train.epochs'?"),
         ("probe: {lr: -1}", "x.yaml: probe.lr: must be a number > 0; got -1"),
@@ -248,6 +252,18 @@ def test_another_name_drops_the_arguments_of_the_old_one(write):
     assert config.model == {"video": {"name": "T"}, "audio": {"name": "A", "width": 8}}
     assert config.objective == {"name": "CMA"}
     assert load_config(path, ["objective.name=AVID"], schema=Run).objective["num_negatives"] == 8
+
+
+def test_free_section_starts_from_its_default_unless_renamed(write):
+    path = write(GOOD)
+    assert load_config(path, schema=Run).head == {"name": "MLP", "dims": [512, 128]}
+    assert load_config(path, ["head.depth=2"], schema=Run).head == {
+        "name": "MLP",
+        "dims": [512, 128],
+        "depth": 2,
+    }
+    assert load_config(path, ["head.dims=[4]"], schema=Run).head == {"name": "MLP", "dims": [4]}
+    assert load_config(path, ["head.name=Linear"], schema=Run).head == {"name": "Linear"}
 
 
 def test_another_run_name_drops_nothing(write):
@@ -413,6 +429,20 @@ def test_section_resolves_to_class_and_arguments(write):
     assert target is Avid
     assert arguments == {"num_negatives": 64}
     assert resolve_section("o", {"name": "CMA", "positives": 2}, {"CMA": Cma}) == (Cma, {"positives": 2})
+
+
+def test_section_is_built_with_what_the_program_provides(write):
+    config = load_config(write(GOOD), schema=Run)
+    built = build_section("objective", config.objective, {"AVID": Avid}, encoders=None)
+    assert built.arguments == (64, 0.07, (512, 128), "cross", 0.0)
+
+
+def test_rule_of_a_constructor_is_a_complaint_too(write):
+    with pytest.raises(ConfigError, match=r"^o: positives must be >= 1; got 0$"):
+        build_section("o", {"name": "CMA", "positives": 0}, {"CMA": Cma})
+    config = load_config(write(GOOD + "head: {name: CMA, positives: 0}"), schema=Run)
+    with pytest.raises(ConfigError, match=r"^x\.yaml: head: positives must be >= 1; got 0$"):
+        build_section("head", config.head, {"CMA": Cma})
 
 
 def test_section_survives_pickling(write):

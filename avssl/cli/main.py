@@ -108,6 +108,7 @@ class LazyGroup(click.Group):
 
 
 @click.command(
+    "avssl",
     cls=LazyGroup,
     lazy=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

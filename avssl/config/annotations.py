@@ -6,17 +6,28 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a signature: its annotation (None if it has none) and whether it must be given."""
+    """One parameter of a signature.
+
+    Parameters
+    ----------
+    annotation : type or None
+        None if there is none; text if only type checkers can evaluate it.
+    required : bool
+        Whether it must be given.
+    start : Mapping or None
+        What the field of a dataclass that holds a free-form section starts from.
+    """
 
     annotation: Any
     required: bool
+    start: Mapping[str, Any] | None = None
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
@@ -26,11 +37,19 @@ def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             annotation = None if parameter.annotation is parameter.empty else parameter.annotation
             found[name] = Parameter(annotation, parameter.default is parameter.empty)
+    starts: dict[str, Any] = {}
     if is_dataclass(target):
         hints = typing.get_type_hints(target, include_extras=True)
+        factories = {
+            item.name: item.default_factory for item in fields(target) if is_mapping(hints[item.name])
+        }
+        starts = {name: factory() for name, factory in factories.items() if callable(factory)}
     else:
         hints = _evaluated(target, {name: parameter.annotation for name, parameter in found.items()})
-    return {name: Parameter(hints.get(name), parameter.required) for name, parameter in found.items()}
+    return {
+        name: Parameter(hints.get(name), parameter.required, starts.get(name))
+        for name, parameter in found.items()
+    }
 
 
 def _evaluated(target: Callable[..., Any], annotations: dict[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,7 @@ class Checker:
             elif key not in signature:
                 self.complain(where, self._unknown(where))
             else:
+                value = _over(signature[key].start, value)
                 values[key] = self.value(signature[key].annotation, value, where)
         for name, parameter in signature.items():
             if parameter.required and name not in data and name not in provided:
@@ -181,6 +182,14 @@ class Checker:
             if close is not None:
                 return f"no such key; did you mean '{choices[close]}'?"
         return f"no such key; known here: {', '.join(beside) or 'none'}"
+
+
+def _over(start: Mapping[str, Any] | None, value: Any) -> Any:
+    """Keys of a free-form section over those it starts from; another name starts from nothing."""
+    if start is None or not isinstance(value, Mapping):
+        return value
+    renamed = value.get("name", start.get("name")) != start.get("name")
+    return value if renamed else {**start, **value}
 
 
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:

@@ -36,7 +36,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, schema: type
         ``"optim.lr=1e-3"``: dotted key, value in YAML; read as plain text where the schema wants text.
     schema : dataclass type
         Fields, annotations and limits (``Annotated[int, pydantic.Field(ge=1)]``); nested dataclasses are
-        sections, ``dict[str, Any]`` fields become free-form `Section`s, checked when something is built.
+        sections; ``dict[str, Any]`` fields become free-form `Section`s on top of their ``default_factory``,
+        checked when something is built from them.
 
     Raises
     ------

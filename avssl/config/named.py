@@ -109,3 +109,21 @@ def resolve_section(
         source, arguments = "", {key: value for key, value in section.items() if key != "name"}
     target = resolve_name(section.get("name"), table, f"{source}: {where}" if source else where)
     return target, check_arguments(where, target, arguments, provided)
+
+
+def build_section(
+    where: str, section: Mapping[str, Any], table: Mapping[str, Callable[..., Any]], **provided: Any
+) -> Any:
+    """Build what ``{name: AVID, num_negatives: 1024}`` names, from its arguments and the `provided` ones.
+
+    Raises
+    ------
+    ConfigError
+        As `resolve_section`, and for a ``ValueError`` of the constructor, which names value and rule.
+    """
+    target, arguments = resolve_section(where, section, table, provided.keys())
+    try:
+        return target(**arguments, **provided)
+    except ValueError as error:
+        source = section.source("name") if isinstance(section, Section) else ""
+        raise ConfigError(f"{source}: {where}: {error}" if source else f"{where}: {error}") from error

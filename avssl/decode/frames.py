@@ -18,8 +18,10 @@ from torch import Tensor
 from avssl.decode.container import CannotReadError, seek_attempts
 from avssl.types import VideoWindow
 
-# Containers round timestamps (Matroska to 1 ms): a frame due at t may be stamped half a tick later.
+# Containers round timestamps (Matroska to 1 ms): a frame due at t may be stamped half a tick later. The
+# microsecond is for the rounding of the sum itself.
 MAX_ROUNDING_SECONDS = 0.0005
+MICROSECOND = 1e-6
 
 
 def read_frames(container: InputContainer, stream: Any, window: VideoWindow, zero: Fraction) -> Tensor:
@@ -46,7 +48,8 @@ def read_frames(container: InputContainer, stream: Any, window: VideoWindow, zer
 
 def _target_ticks(window: VideoWindow, zero: Fraction, tick: Fraction) -> list[int]:
     """For each frame of the window the largest timestamp that is on time."""
-    start = float(zero) + window.start_seconds + min(float(tick) / 2, MAX_ROUNDING_SECONDS)
+    slack = min(float(tick) / 2, MAX_ROUNDING_SECONDS) + MICROSECOND
+    start = float(zero) + window.start_seconds + slack
     return [math.floor((start + i / window.fps) / tick) for i in range(window.num_frames)]
 
 

@@ -30,7 +30,8 @@ def read_sound(container: InputContainer, stream: Any, window: AudioWindow, zero
     """Waveform of `window`, float32 (1, samples); zeros where the file has no sound.
 
     Time `zero` of the stream's clock is the start of the file. The window starts at the nearest sample of the
-    file (at most 12 microseconds off at 44.1 kHz).
+    file (at most 12 microseconds off at 44.1 kHz); more is lost only where the file itself rounds its times
+    (half a millisecond in Matroska).
 
     Raises
     ------
@@ -85,7 +86,7 @@ class SoundRuns:
     """Decoded sound as stretches without gaps, mono, at the rate of the file.
 
     Coarse timestamps (1 ms in Matroska) jitter around the true ones: inside a stretch samples follow each
-    other and its place is the mean of what all its timestamps say.
+    other, and its place is the mean of what its timestamps say.
     """
 
     def __init__(self, tick: float, sample_rate: int) -> None:
@@ -131,7 +132,7 @@ class SoundRuns:
 
 
 class _Run:
-    """Samples that follow each other, and every timestamp's opinion of where they start."""
+    """Samples that follow each other, and what their timestamps say about where they start."""
 
     def __init__(self) -> None:
         self.pieces: list[np.ndarray] = []

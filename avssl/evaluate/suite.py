@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from avssl.build import Config
 from avssl.data import Manifest
+from avssl.evaluate.agreement import positive_precision
 from avssl.evaluate.knn import knn_accuracy
 from avssl.evaluate.linear import linear_probe
 from avssl.evaluate.retrieval import class_precision, retrieval_metrics
-from avssl.features import Features
+from avssl.features import Features, extract_features
+from avssl.memory import mine_positives
+from avssl.models import DualEncoder
 
 
 def retrieval_row(features: Features, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
@@ -56,6 +63,26 @@ def probe_row(
     return row
 
 
+def agreement_row(
+    state: Mapping[str, Tensor], labels: Sequence[str | None], num_positives: int
+) -> dict[str, float]:
+    """Share of agreements mined from the memories of a checkpoint that have the query's class.
+
+    Parameters
+    ----------
+    state : mapping
+        State dict of an objective with a bank.
+    labels : sequence
+        Label of each row of the bank.
+    num_positives : int >= 1
+        Agreements an instance.
+    """
+    found = mine_positives(
+        state["bank.video"], state["bank.audio"], num_positives, "consensus", state["bank.seen"]
+    )
+    return {"positive_precision": positive_precision(found.numpy(), labels)["precision"]}
+
+
 def labels_of(features: Features, manifest: Manifest, classes: Sequence[str]) -> np.ndarray | None:
     """Class number of each row of the features, or None when the manifest has unlabelled rows."""
     if any(label is None for label in manifest.labels) or len(classes) < 2:
@@ -64,9 +91,65 @@ def labels_of(features: Features, manifest: Manifest, classes: Sequence[str]) ->
     return numbers
 
 
-def table_of(rows: list[dict[str, Any]], pool_size: int, train_size: int, num_classes: int) -> dict[str, Any]:
-    """What ``results.json`` holds: named rows of metrics with what they were measured on."""
+def evaluate_encoders(
+    encoders: DualEncoder,
+    config: Config,
+    train: Manifest,
+    test: Manifest,
+    *,
+    num_clips: int = 2,
+    num_workers: int = 1,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, float], Features]:
+    """Measure a pair of encoders by all protocols the labels allow.
+
+    Parameters
+    ----------
+    encoders, config, num_clips, num_workers, device, progress
+        As for `extract_features`.
+    train, test : Manifest
+        Probes are fitted on the one and judged on the other; retrieval takes place within `test`.
+
+    Returns
+    -------
+    metrics : dict of str to float
+        Retrieval always; probes when all samples of both manifests have labels.
+    features : Features
+        Of `test`.
+    """
+    extract = partial(
+        extract_features,
+        encoders,
+        config,
+        num_clips=num_clips,
+        num_workers=num_workers,
+        device=device,
+        progress=progress,
+    )
+    judged = extract(test)
+    row = retrieval_row(judged)
+    classes = sorted({*train.classes, *test.classes})
+    test_labels = labels_of(judged, test, classes)
+    if test_labels is not None and None not in train.labels:
+        fitted = extract(train)
+        train_labels = labels_of(fitted, train, classes)
+        assert train_labels is not None
+        row = probe_row(fitted, train_labels, judged, test_labels) | row
+    return row, judged
+
+
+def results_table(
+    rows: list[dict[str, Any]], pool_size: int, train: Manifest, command: str
+) -> dict[str, Any]:
+    """What ``results.json`` holds: named rows of metrics, chance levels and what they were measured on."""
     chance: dict[str, float] = {f"r{k}": k / pool_size for k in (1, 5, 10) if k <= pool_size}
-    if num_classes >= 2:
-        chance["linear"] = 1 / num_classes
-    return {"rows": rows, "pool_size": pool_size, "train_size": train_size, "chance": chance}
+    if len(train.classes) >= 2:
+        chance["linear"] = 1 / len(train.classes)
+    return {
+        "rows": rows,
+        "pool_size": pool_size,
+        "train_size": len(train),
+        "chance": chance,
+        "command": command,
+    }

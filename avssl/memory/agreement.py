@@ -87,9 +87,7 @@ def mine_positives(
     seen_video, seen_audio = video[rows], audio[rows]
     for start in range(0, len(rows), block):
         queries = slice(start, min(start + block, len(rows)))
-        scores = agreement_scores(
-            seen_video[queries], seen_audio[queries], seen_video, seen_audio, agreement
-        )
+        scores = agreement_scores(seen_video[queries], seen_audio[queries], seen_video, seen_audio, agreement)
         own = torch.arange(queries.start, queries.stop, device=scores.device)
         scores[own - queries.start, own] = -torch.inf
         best = scores.topk(k, dim=1, sorted=False).indices.sort(dim=1).values

@@ -112,5 +112,5 @@ class MemoryBank(nn.Module):
         self._pool = None
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args, **kwargs)
         self._pool = None

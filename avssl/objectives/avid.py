@@ -165,7 +165,9 @@ class AVID(Objective):
             self.bank.update(index, z_video, z_audio)
         return {"loss": self.weighted_sum(terms), **logs}
 
-    def terms(self, z: Mapping[str, Tensor], index: Tensor, negatives: Tensor) -> list[tuple[str, str, Tensor]]:
+    def terms(
+        self, z: Mapping[str, Tensor], index: Tensor, negatives: Tensor
+    ) -> list[tuple[str, str, Tensor]]:
         """All terms of the loss as (kind, name, value); a kind with coefficient zero is not computed."""
         directions = {"cross": CROSS, "within": WITHIN}
         return [
@@ -203,9 +205,7 @@ class AVID(Objective):
             everything = torch.arange(len(self.bank), device=index.device)
             seen = torch.ones_like(self.bank.seen)
             return draw_negatives((everything, everything), len(self.bank), exclude, self.num_negatives, seen)
-        return draw_negatives(
-            self.bank.pool(), len(self.bank), exclude, self.num_negatives, self.bank.seen
-        )
+        return draw_negatives(self.bank.pool(), len(self.bank), exclude, self.num_negatives, self.bank.seen)
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Begin from another stage: encoders, bank and, by the rule of `partition`, Z."""

@@ -30,7 +30,9 @@ class Objective(nn.Module):
         """Loss and named numbers to log for a batch of views."""
         raise TypeError(f"{type(self).__name__} must define forward(views)")
 
-    def before_epoch(self, epoch: int, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+    def before_epoch(
+        self, epoch: int, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, float]:
         """Do what the method does between epochs (CMA mines agreements); return numbers to log."""
         return {}
 

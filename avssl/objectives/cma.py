@@ -1,7 +1,7 @@
 """AVID + CMA: instance discrimination with positives mined by cross-modal agreement.
 
-Morgado, Vasconcelos, Misra (CVPR 2021), section 3.2. Instances that agree with a clip both in the video and in
-the audio memory form its positive set, found anew every few epochs. Within-modal terms towards this set
+Morgado, Vasconcelos, Misra (CVPR 2021), section 3.2. Instances that agree with a clip both in the video and
+in the audio memory form its positive set, found anew every few epochs. Within-modal terms towards this set
 calibrate the similarities inside a modality, which cross-modal discrimination alone does not.
 """
 
@@ -100,9 +100,13 @@ class CMA(AVID):
                 "positive_within": positive_within,
             }
         )
-        self.register_buffer("positive_set", torch.full((num_instances, num_positives), -1, dtype=torch.int32))
+        self.register_buffer(
+            "positive_set", torch.full((num_instances, num_positives), -1, dtype=torch.int32)
+        )
 
-    def before_epoch(self, epoch: int, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
+    def before_epoch(
+        self, epoch: int, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, float]:
         """Mine agreements when it is time; log how much of the old positive sets is kept."""
         if epoch % self.refresh_epochs:
             return {}
@@ -134,7 +138,9 @@ class CMA(AVID):
             negatives = self.draw(index, torch.cat([own, positives], dim=1))
         return super().contrast_embeddings(z_video, z_audio, index, negatives)
 
-    def terms(self, z: Mapping[str, Tensor], index: Tensor, negatives: Tensor) -> list[tuple[str, str, Tensor]]:
+    def terms(
+        self, z: Mapping[str, Tensor], index: Tensor, negatives: Tensor
+    ) -> list[tuple[str, str, Tensor]]:
         """All terms as (kind, name, value): ``instance_*`` with K negatives, ``positive_*`` with fewer."""
         positives = self.positive_set[index].long()
         valid = positives >= 0

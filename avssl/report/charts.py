@@ -10,8 +10,8 @@ from itertools import groupby
 from markupsafe import Markup, escape
 
 # Text keeps its size relative to the chart, so the drawing is small enough to be read at phone width.
-WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 40
+WIDTH, HEIGHT = 380, 220
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
 # A series with more points is thinned to means of neighbours, or tooltips would overlap.
 MAX_POINTS = 160
 COLORS = 6
@@ -74,7 +74,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str = "step") -> M
     points = [(x, y) for line in thinned for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
     notes = [f"Each point is the mean of up to {_chunk(most)} records."] if most > MAX_POINTS else []
     if lost:
-        notes.append(f"{lost} values are NaN or infinite and not drawn.")
+        notes.append(f"Not drawn: {lost} without a finite value.")
     if not points:
         notes.append("No finite value was logged.")
     drawing = _draw(title, thinned, points, x_label) if points else Markup("")
@@ -86,7 +86,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str = "step") -> M
     )
 
 
-def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
+def round_ticks(low: float, high: float, about: int = 6) -> list[float]:
     """Ticks at multiples of 1, 2 or 5 times a power of ten inside [low, high], roughly `about` of them."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -175,9 +175,8 @@ def _line(line: Series, number: int, across: _Scale, up: _Scale) -> list[str]:
     for x, y in points:
         if math.isfinite(y):
             tip = f"{escape(line.name)} {format_number(y)} at {format_number(x)}"
-            parts.append(
-                f'<circle class="{kind}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="4"><title>{tip}</title></circle>'
-            )
+            place = f'cx="{across(x):.1f}" cy="{up(y):.1f}" r="4"'
+            parts.append(f'<circle class="{kind}" {place}><title>{tip}</title></circle>')
     return parts
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -98,28 +98,34 @@ def _summary(run: RunFolder) -> str:
     """What was run, in one paragraph."""
     if not run.stages:
         return "This folder holds no training log; the page shows what else was found."
-    names = ", ".join(stage.name for stage in run.stages)
     count = "one stage" if len(run.stages) == 1 else f"{len(run.stages)} stages"
-    sentences = [f"The run has {count} ({names})."]
+    sentences = [f"The run has {count}: {_names(run.stages)}."]
+    trained_on: dict[str, list[Stage]] = {}
     for stage in run.stages:
-        manifest = mapping(stage.run.get("manifest"))
-        rows, used = number(manifest.get("rows")), number(manifest.get("used"))
-        if rows is not None and used is not None:
-            data = (
-                f"{format_number(used)} of {format_number(rows)} samples of manifest {_short_hash(manifest)}"
-            )
-            sentences.append(f"Stage {stage.name} trained on {data}.")
-    going = [stage.name for stage in run.stages if not _is_finished(stage)]
-    if going:
-        sentences.append(f"Still going or interrupted: {', '.join(going)}.")
-    seconds = [number(stage.run.get("seconds")) for stage in run.stages]
+        trained_on.setdefault(_samples(stage), []).append(stage)
+    sentences += [f"Trained on {data} ({_names(stages)})." for data, stages in trained_on.items() if data]
     devices = sorted({str(stage.run["device"]) for stage in run.stages if stage.run.get("device")})
-    if not going:
-        where = f" on {', '.join(devices)}" if devices else ""
+    where = f" on {', '.join(devices)}" if devices else ""
+    seconds = [number(stage.run.get("seconds")) for stage in run.stages]
+    going = [stage for stage, value in zip(run.stages, seconds, strict=True) if value is None]
+    if going:
+        sentences.append(f"Still going or interrupted{where}: {_names(going)}.")
+    else:
         sentences.append(f"Training took {_duration(sum(value or 0.0 for value in seconds))}{where}.")
-    elif devices:
-        sentences.append(f"Device: {', '.join(devices)}.")
     return " ".join(sentences)
+
+
+def _names(stages: Sequence[Stage]) -> str:
+    return ", ".join(stage.name for stage in stages)
+
+
+def _samples(stage: Stage) -> str:
+    """How much of which manifest a stage trained on; "" where that is not recorded."""
+    manifest = mapping(stage.run.get("manifest"))
+    rows, used = number(manifest.get("rows")), number(manifest.get("used"))
+    if rows is None or used is None:
+        return ""
+    return f"{format_number(used)} of {format_number(rows)} samples of manifest {_short_hash(manifest)}"
 
 
 def _stage_row(stage: Stage) -> dict[str, str]:
@@ -166,11 +172,14 @@ def _chart(stage: Stage, title: str, keys: Sequence[str]) -> Markup:
 
 
 def _series(stage: Stage, key: str) -> Series:
-    """All logged values of a key; records without one are passed over."""
+    """All logged values of a key. A log without a word for NaN writes null: that breaks the line too."""
     pairs = [
-        (record["step"], value) for record in stage.metrics if (value := number(record.get(key))) is not None
+        (float(record["step"]), math.nan if record[key] is None else number(record[key]))
+        for record in stage.metrics
+        if key in record
     ]
-    return Series(key, [float(step) for step, _ in pairs], [value for _, value in pairs])
+    kept = [(step, value) for step, value in pairs if value is not None]
+    return Series(key, [step for step, _ in kept], [value for _, value in kept])
 
 
 def _versions(run: RunFolder) -> list[tuple[str, str]]:
@@ -206,10 +215,6 @@ def _run_records(run: RunFolder) -> list[tuple[str, Record]]:
     return stages if own in stages else [own, *stages]
 
 
-def _is_finished(stage: Stage) -> bool:
-    return number(stage.run.get("seconds")) is not None
-
-
 def _short_hash(manifest: Record) -> str:
     return str(manifest.get("hash") or "–")[:12]
 
@@ -221,4 +226,6 @@ def _shown(value: Any) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
-    return str(timedelta(seconds=round(seconds)))
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -7,6 +7,7 @@ for the page and never stops it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,7 @@ def number(value: Any) -> float | None:
 
 
 def _stage_folders(path: Path) -> list[Path]:
-    """Folders of the stages: those inside `path`; and `path` itself, if it was trained in or is the only one."""
+    """Folders of the stages: those in `path`, and `path` itself if it was trained in or is the only one."""
     inside = sorted(child for child in path.iterdir() if child.is_dir() and _is_stage(child))
     if (path / "metrics.jsonl").is_file() or (not inside and _is_stage(path)):
         return [path, *inside]
@@ -130,7 +131,8 @@ def _is_stage(path: Path) -> bool:
 def _read_stage(path: Path, root: Path, problems: list[str]) -> Stage:
     lines = list(_read_lines(path / "metrics.jsonl", root, problems))
     # A resumed run logs some steps again: the later line is the one the weights come from.
-    by_step = {step: line for line in lines if (step := number(line.get("step"))) is not None}
+    steps = ((number(line.get("step")), line) for line in lines)
+    by_step = {step: line for step, line in steps if step is not None and math.isfinite(step)}
     skipped = path / "skipped.jsonl"
     return Stage(
         name=path.resolve().name,

@@ -151,10 +151,11 @@ def _group(metrics: set[str]) -> list[tuple[str, list[tuple[str, str]]]]:
     return groups
 
 
-def _natural(metric: str) -> tuple[bool, bool, list[Any]]:
-    """Recalls before ranks, video before audio, and r5 before r10."""
+def _natural(metric: str) -> tuple[int, bool, list[Any]]:
+    """Recalls first and ranks last, video before audio, and r5 before r10."""
+    kind = 0 if re.search(r"(^|_)r\d+$", metric) else 2 if "rank" in metric else 1
     parts = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", metric)]
-    return "rank" in metric, metric.endswith("_audio"), parts
+    return kind, metric.endswith("_audio"), parts
 
 
 def _column_name(metric: str) -> str:

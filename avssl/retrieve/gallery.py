@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from avssl.data import Manifest
-from avssl.data.sounding_shapes.write import FPS, SAMPLE_RATE, encode_mp4
 from avssl.decode import open_reader
 from avssl.errors import DecodeError
 from avssl.features import Features
 from avssl.memory import nearest
+from avssl.sounding_shapes.write import FPS, SAMPLE_RATE, encode_mp4
 from avssl.types import AudioWindow, VideoWindow
 
 PREVIEW_SECONDS = 4.0
@@ -23,7 +23,11 @@ PREVIEW_SHORT_SIDE = 128
 
 
 def write_gallery(
-    folder: Path, sections: dict[str, tuple[Features, str]], manifest: Manifest, num_queries: int = 8, k: int = 5
+    folder: Path,
+    sections: dict[str, tuple[Features, str]],
+    manifest: Manifest,
+    num_queries: int = 8,
+    k: int = 5,
 ) -> Path:
     """Write ``gallery.json`` and previews under ``media/``.
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ import torch
 
 from avssl import __version__
 from avssl.build import Config, build_device, build_objective, build_optimizer, build_specs, build_views
+from avssl.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from avssl.config import config_diff, config_from_dict, config_to_dict, dump_config
 from avssl.data import ClipDataset, Failure, Manifest, RunSampler, SkipLedger, Skipped, make_loader, scan
 from avssl.decode import open_reader
 from avssl.errors import CheckpointError, ConfigError
 from avssl.objectives import Objective
 from avssl.optim import learning_rate_factor
-from avssl.train.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from avssl.train.log import MetricsLog
-from avssl.train.trainer import LoopSettings, Position, Progress, Trainer
+from avssl.train.trainer import LoopSettings, Position, Trainer
 
 FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
                   "train.log_every", "train.checkpoint_minutes", "data.root", "data.manifest")  # fmt: skip
@@ -122,17 +122,13 @@ def _train(
     if checkpoint is not None:
         trainer.scaler.load_state_dict(checkpoint["scaler"])
     try:
-        with start_progress(f"{config.run.name}", total_steps, position.step) as progress:
-            _fit(trainer, progress, position, config)
+        with start_progress(config.run.name, total_steps, position.step) as progress:
+            if position.epoch < config.train.epochs:
+                trainer.fit(progress)
     finally:
         log.close()
     record(status="finished", seconds=time.monotonic() - began)
     return folder
-
-
-def _fit(trainer: Trainer, progress: Progress, position: Position, config: Config) -> None:
-    if position.epoch < config.train.epochs:
-        trainer.fit(progress)
 
 
 def find_manifest(
@@ -151,8 +147,8 @@ def find_manifest(
         return Manifest.load(saved)
     if (config.data.root is None) == (config.data.manifest is None):
         raise ConfigError(
-            f"data.root is {config.data.root!r} and data.manifest is {config.data.manifest!r}; give exactly one: "
-            "data.root=FOLDER to scan a folder of videos, or data.manifest=FILE from `avssl prepare`"
+            f"data.root is {config.data.root!r} and data.manifest is {config.data.manifest!r}; give exactly "
+            "one: data.root=FOLDER to scan a folder of videos, or data.manifest=FILE from `avssl prepare`"
         )
     if config.data.manifest is not None:
         manifest = Manifest.load(config.data.manifest)
@@ -314,7 +310,7 @@ def _write_record(
             "hash": manifest.hash,
             "left_out": left_out,
         },
-        "settings": asdict(replace(config.train)),
+        "settings": asdict(config.train),
     }
     (folder / "run.json").write_text(json.dumps(content, indent=1))
 

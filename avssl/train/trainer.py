@@ -1,8 +1,8 @@
 """The training loop: clips to views, views to a loss, a step; again, until it is done or told to stop.
 
-All randomness of a step (augmentation, negatives) is seeded by (seed, step) alone, and that of clips and order
-by (seed, epoch, row). A position and the states of objective and optimiser are therefore all that a run needs
-to continue exactly as if it had not been interrupted.
+All randomness of a step (augmentation, negatives) is seeded by (seed, step) alone, and that of clips and
+order by (seed, epoch, row). A position and the states of objective and optimiser are therefore all that a run
+needs to continue exactly as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ class Trainer:
         self.ledger = ledger
         self.position = position
         self.device = next(objective.parameters()).device
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=settings.precision == torch.float16
-        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == torch.float16)
         self.means = RunningMeans()
         self._stop_signal: int | None = None
         self._last_save = self._window_start = time.monotonic()

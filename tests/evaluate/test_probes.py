@@ -60,6 +60,16 @@ def test_knn_gives_a_tied_vote_to_the_class_first_in_sorted_order(order):
     assert knn_accuracy(train, labels, [[1.0, 0.0]], ["ant"], k=2) == 1.0
 
 
+@pytest.mark.parametrize("first", ["ant", "bee"])
+def test_knn_sees_a_tie_through_the_rounding_of_similarities(first):
+    """A row and its copy with halves swapped are equally near to a query whose halves are equal."""
+    half, one, other = np.random.default_rng(0).normal(size=(3, 200, 61))
+    names = (first, "bee" if first == "ant" else "ant")
+    for u, a, b in zip(half, one, other, strict=True):
+        train = [np.concatenate([a, b]), np.concatenate([b, a])]
+        assert knn_accuracy(train, names, [np.concatenate([u, u])], ["ant"], k=2) == 1.0
+
+
 def test_knn_survives_a_tiny_temperature():
     train, labels = _blobs(40, 5, 2, 0.1)
     assert knn_accuracy(train, labels, train, labels, temperature=1e-6) == 1.0

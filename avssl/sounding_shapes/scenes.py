@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.data.sounding_shapes import figures, voices
-from avssl.data.sounding_shapes.cause import (
+from avssl.sounding_shapes import figures, voices
+from avssl.sounding_shapes.cause import (
     DURATION_SECONDS,
     FPS,
     NUM_FRAMES,
@@ -20,8 +20,8 @@ from avssl.data.sounding_shapes.cause import (
     FloatArray,
     draw_causes,
 )
-from avssl.data.sounding_shapes.draw import pen_at
-from avssl.data.sounding_shapes.synth import add_at, time_axis, unit_power
+from avssl.sounding_shapes.draw import pen_at
+from avssl.sounding_shapes.synth import add_at, time_axis, unit_power
 
 CLASSES = (
     "blinking_lamp",
@@ -194,7 +194,7 @@ def _exposure(rng: np.random.Generator, planes: FloatArray) -> FloatArray:
     # Frames take their noise from random places of one pool: drawing it afresh costs more than the picture.
     frame_values = planes[:, 0].size
     pool = rng.standard_normal(2 * frame_values, dtype=np.float32) * np.float32(level)
-    starts: NDArray[np.int64] = rng.integers(0, frame_values, planes.shape[1])
+    starts: NDArray[np.int64] = rng.integers(0, frame_values, (planes.shape[1],))
     for frame, start in enumerate(starts):
         planes[:, frame] += pool[start : start + frame_values].reshape(planes[:, frame].shape)
     return np.clip(planes, 0, 1)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.data.sounding_shapes.cause import Cause, FloatArray
-from avssl.data.sounding_shapes.draw import Color, Pen, over_time
+from avssl.sounding_shapes.cause import Cause, FloatArray
+from avssl.sounding_shapes.draw import Color, Pen, over_time
 
 
 @dataclass(frozen=True)

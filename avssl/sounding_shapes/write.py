@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from avssl.data.sounding_shapes.cause import FPS, SAMPLE_RATE
-from avssl.data.sounding_shapes.scenes import CLASSES, make_clip
 from avssl.errors import ManifestError
+from avssl.sounding_shapes.cause import FPS, SAMPLE_RATE
+from avssl.sounding_shapes.scenes import CLASSES, make_clip
 
 # Raised whenever the same parameters would give other clips, so that old folders are not taken for new ones.
 GENERATOR_VERSION = 2

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from avssl.data.sounding_shapes import figures
-from avssl.data.sounding_shapes.cause import SAMPLE_RATE, Cause, FloatArray
-from avssl.data.sounding_shapes.synth import (
+from avssl.sounding_shapes import figures
+from avssl.sounding_shapes.cause import SAMPLE_RATE, Cause, FloatArray
+from avssl.sounding_shapes.synth import (
     add_at,
     band_noise,
     gliding_noise,

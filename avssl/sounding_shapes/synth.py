@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from avssl.data.sounding_shapes.cause import NUM_SAMPLES, SAMPLE_RATE, FloatArray
+from avssl.sounding_shapes.cause import NUM_SAMPLES, SAMPLE_RATE, FloatArray
 
 
 def harmonic_tone(frequency_hz: FloatArray, brightness: float, num_harmonics: int = 8) -> FloatArray:

@@ -1,0 +1,272 @@
+"""What `avssl doctor` looks at: each check returns one finding."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, Literal
+
+import avssl
+
+Status = Literal["OK", "WARN", "FAIL"]
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `remedy` says what to do when the status is not OK."""
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+# ---- the machine
+
+
+def check_python() -> Finding:
+    """Versions of Python and of this package."""
+    return Finding("python", "OK", f"{platform.python_version()}, avssl {avssl.__version__}")
+
+
+def check_machine() -> Finding:
+    """Processors, memory, and the shared memory through which loader workers pass clips."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    detail = f"{cores} cores, {memory:.0f} GiB memory"
+    if Path("/dev/shm").is_dir():
+        shared = shutil.disk_usage("/dev/shm").total / GIB
+        detail += f", {shared:.1f} GiB /dev/shm"
+        if shared < 1:
+            remedy = "loader workers may crash: start the container with --shm-size=8g or --ipc=host"
+            return Finding("machine", "WARN", detail, remedy)
+    return Finding("machine", "OK", detail)
+
+
+def check_gpu() -> Finding:
+    """Names and memory of the GPUs torch can use, or what torch says against using them."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if usable:
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return Finding(
+            "gpu", "OK", ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in gpus)
+        )
+    build = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
+    if caught:
+        remedy = "update the driver of the GPU, or install torch for the CUDA it has (https://pytorch.org)"
+        return Finding("gpu", "WARN", f"{build}, but: {str(caught[0].message).splitlines()[0]}", remedy)
+    return Finding(
+        "gpu", "WARN", f"none; {build}", "training runs on the CPU: fine for the demo, slow beyond"
+    )
+
+
+# ---- libraries
+
+
+def check_torch() -> Finding:
+    """Whether torch, torchvision and torchaudio belong together and load together."""
+    names = ("torch", "torchvision", "torchaudio")
+    found = {name: str(importlib.import_module(name).__version__) for name in names}
+    detail = ", ".join(f"{name} {number}" for name, number in found.items())
+    wanted = [line.split(";")[0].strip() for line in requires("avssl") or [] if line.startswith(names)]
+    builds = {number.partition("+")[2] for number in found.values() if "+" in number}
+    if len(builds) > 1 or not all(_fits(found, requirement) for requirement in wanted):
+        return Finding(
+            "torch", "FAIL", f"{detail} do not match", f"pip install {' '.join(map(repr, wanted))}"
+        )
+    return Finding("torch", "OK", detail)
+
+
+def _fits(found: dict[str, str], requirement: str) -> bool:
+    """Whether an installed version fits a requirement such as ``torch==2.11.*``."""
+    name, _, number = requirement.partition("==")
+    return found[name.strip()].startswith(number.strip().removesuffix("*"))
+
+
+def check_codecs() -> Finding:
+    """H.264 and AAC in the FFmpeg libraries of PyAV."""
+    import av
+
+    libraries = ", ".join(
+        f"{name} {'.'.join(map(str, number))}"
+        for name, number in av.library_versions.items()
+        if name in ("libavcodec", "libavformat")
+    )
+    detail = f"av {av.__version__} with {libraries}"
+    missing = {
+        mode: [codec for codec in ("h264", "aac") if not _has_codec(codec, mode)] for mode in ("r", "w")
+    }
+    if missing["r"]:
+        remedy = "pip install --force-reinstall --only-binary :all: av"
+        return Finding("codecs", "FAIL", f"{detail}; cannot decode {' and '.join(missing['r'])}", remedy)
+    if missing["w"]:
+        remedy = "only the demo writes files; pip install --force-reinstall --only-binary :all: av"
+        return Finding("codecs", "WARN", f"{detail}; cannot encode {' and '.join(missing['w'])}", remedy)
+    return Finding("codecs", "OK", f"{detail}; h264 and aac in both directions")
+
+
+def _has_codec(name: str, mode: Literal["r", "w"]) -> bool:
+    import av
+
+    try:
+        av.Codec(name, mode)
+    except av.FFmpegError:
+        return False
+    return True
+
+
+def check_librosa() -> Finding:
+    """The library of the mel filters."""
+    librosa = importlib.import_module("librosa")
+    bank = librosa.filters.mel(sr=24000, n_fft=1024, n_mels=64)
+    if bank.shape != (64, 513):
+        return Finding(
+            "librosa",
+            "FAIL",
+            f"{librosa.__version__} made mel filters of shape {bank.shape}",
+            "pip install -U librosa",
+        )
+    return Finding("librosa", "OK", librosa.__version__)
+
+
+# ---- trials
+
+
+def check_decode() -> Finding:
+    """Write 2 s of H.264 and AAC, and read them back with the reader of this package."""
+    from avssl.decode import open_reader
+    from avssl.types import AudioWindow, VideoWindow
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = _write_sample(Path(folder))
+        clip = open_reader("pyav").read(str(path), VideoWindow(0.5, 8, 8.0), AudioWindow(0.5, 1.0, 16000))
+    frames, waveform = clip.frames, clip.waveform
+    if frames is None or waveform is None:
+        return Finding("decode", "FAIL", "the reader returned no frames or no sound", _REPORT)
+    brightness = frames.float().mean((1, 2, 3))
+    loudness = float(waveform.square().mean().sqrt())
+    if not bool((brightness.diff() > 0).all()) or not 0.1 < loudness < 1:
+        detail = f"wrong content: brightness {brightness.tolist()}, loudness {loudness:.3f}"
+        return Finding("decode", "FAIL", detail, _REPORT)
+    return Finding(
+        "decode", "OK", f"pyav read {len(frames)} frames and {waveform.shape[-1]} samples of sound"
+    )
+
+
+_REPORT = "report this with the output of: avssl doctor --json"
+
+
+def _write_sample(folder: Path) -> Path:
+    """A video that grows brighter, under a tone: 2 s, 64 x 48, 8 frames a second."""
+    import av
+    import numpy as np
+
+    path = folder / "sample.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("h264" if _has_codec("h264", "w") else "mpeg4", rate=8)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream("aac", rate=16000, layout="mono")
+        for i in range(16):
+            picture = np.full((48, 64, 3), 40 + 12 * i, dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        tone = np.sin(2 * np.pi * 440 * np.arange(32000) / 16000, dtype=np.float32) * np.float32(0.5)
+        for start in range(0, 32000, 1024):
+            sound = av.AudioFrame.from_ndarray(tone[None, start : start + 1024], format="fltp", layout="mono")
+            sound.sample_rate, sound.pts = 16000, start
+            container.mux(audio.encode(sound))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+    return path
+
+
+def check_decord() -> Finding:
+    """The optional second decoder; whatever is wrong with it is a warning."""
+    remedy = "optional; the pyav reader does without it"
+    try:
+        number = version("decord")
+        decord: Any = importlib.import_module("decord")
+        with tempfile.TemporaryDirectory() as folder:
+            reader = decord.VideoReader(str(_write_sample(Path(folder))))
+            frames = reader.get_batch(range(len(reader)))
+    except PackageNotFoundError:
+        return Finding("decord", "WARN", "not installed", remedy)
+    except Exception as error:  # a broken library raises anything, and its own error type with it
+        return Finding("decord", "WARN", f"not usable: {error}".splitlines()[0], remedy)
+    if tuple(frames.shape) != (16, 48, 64, 3):
+        return Finding("decord", "WARN", f"{number} read {frames.shape}; must be (16, 48, 64, 3)", remedy)
+    return Finding("decord", "OK", f"{number}, read {len(frames)} frames")
+
+
+def check_faiss() -> Finding:
+    """A search whose answer is known; whether FAISS can use the GPUs."""
+    import faiss
+    import numpy as np
+
+    vectors = np.eye(16, dtype=np.float32)
+    index = faiss.IndexFlatIP(16)
+    index.add(vectors)
+    found = index.search(vectors, 1)[1][:, 0]
+    on_gpu = hasattr(faiss, "StandardGpuResources")
+    gpus = faiss.get_num_gpus() if on_gpu else 0
+    detail = f"{faiss.__version__}, {f'GPU build, {gpus} GPUs' if on_gpu else 'CPU build'}"
+    if not np.array_equal(found, np.arange(16)):
+        return Finding(
+            "faiss",
+            "FAIL",
+            f"{detail}: found {found.tolist()}; must be 0 to 15 in order",
+            "pip install -U faiss-cpu",
+        )
+    if gpus == 0 and _num_cuda_devices() > 0:
+        return Finding(
+            "faiss", "WARN", f"{detail}, though torch sees a GPU", "for searches on it: pip install faiss-gpu"
+        )
+    return Finding("faiss", "OK", f"{detail}; search works")
+
+
+def _num_cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def check_compute() -> Finding:
+    """A 3D convolution with a known answer, on the CPU and on every GPU."""
+    import torch
+
+    devices = ["cpu", *(f"cuda:{i}" for i in range(_num_cuda_devices()))]
+    for device in devices:
+        ones = torch.ones(1, 3, 4, 8, 8, device=device)
+        result = torch.nn.functional.conv3d(ones, torch.ones(2, 3, 3, 3, 3, device=device))
+        if not torch.allclose(result, torch.full_like(result, 81.0), rtol=1e-3):
+            return Finding(
+                "compute", "FAIL", f"conv3d on {device} is wrong", "reinstall torch; check the driver"
+            )
+    return Finding("compute", "OK", f"conv3d on {', '.join(devices)}")
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "python": check_python,
+    "machine": check_machine,
+    "torch": check_torch,
+    "gpu": check_gpu,
+    "compute": check_compute,
+    "codecs": check_codecs,
+    "decode": check_decode,
+    "decord": check_decord,
+    "librosa": check_librosa,
+    "faiss": check_faiss,
+}

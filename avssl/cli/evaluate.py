@@ -1,0 +1,163 @@
+"""``avssl evaluate``: what a run has learnt, in numbers, a gallery and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from avssl.build import Config, build_device, build_encoders
+from avssl.checkpoint import load_checkpoint
+from avssl.cli.pretrain import command_line
+from avssl.cli.progress import progress_bar
+from avssl.data import Manifest
+from avssl.errors import ManifestError
+from avssl.evaluate.suite import agreement_row, evaluate_encoders, results_table
+from avssl.features import Features, load_encoders
+from avssl.models import DualEncoder
+from avssl.report import write_report
+from avssl.retrieve import write_gallery
+
+COLUMNS = {
+    "linear_video": "linear video",
+    "linear_audio": "linear audio",
+    "knn_video": "kNN video",
+    "knn_audio": "kNN audio",
+    "a2v_r1": "A→V R@1",
+    "a2v_r5": "R@5",
+    "a2v_r10": "R@10",
+    "a2v_median_rank": "median",
+    "v2a_r1": "V→A R@1",
+    "v2a_r5": "R@5 ",
+    "v2a_r10": "R@10 ",
+    "v2a_median_rank": "median ",
+    "positive_precision": "positives",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One evaluated model: its row of metrics and its features of the test split."""
+
+    name: str
+    metrics: dict[str, float]
+    features: Features
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  avssl evaluate runs/avid
+  avssl evaluate runs/avid --manifest other.parquet --test-split val --no-gallery
+"""
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--manifest", type=click.Path(path_type=Path), help="Other data than the run was trained on.")
+@click.option("--train-split", default="train", show_default=True, help="Split the probes are fitted on.")
+@click.option("--test-split", default="test", show_default=True, help="Split everything is measured on.")
+@click.option("--clips", type=click.IntRange(min=1), default=2, show_default=True, help="Clips a file.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...")
+@click.option("--gallery/--no-gallery", default=True, help="Write previews of queries and their matches.")
+def evaluate(
+    run: Path,
+    manifest: Path | None,
+    train_split: str,
+    test_split: str,
+    clips: int,
+    device: str,
+    gallery: bool,
+) -> None:
+    """Measure the run RUN next to the same networks at random initialisation.
+
+    Retrieval between sound and video takes place among the files of the test split. With labels, linear
+    probe and kNN accuracy of the video and audio features are measured too, and how often agreements mined
+    from the memories have the query's class. Writes RUN/results.json, RUN/gallery.json and RUN/report.html.
+    """
+    whole = Manifest.load(manifest or run / "manifest.parquet")
+    train = _split(whole, train_split, "--train-split")
+    test = _split(whole, test_split, "--test-split")
+    place = build_device(device)
+    state = load_checkpoint(run)
+    encoders, config = load_encoders(state, run)
+    judged = [
+        judge("random init", random_encoders(config), config, train, test, clips, place),
+        judge(
+            config.run.name, encoders, config, train, test, clips, place, state if manifest is None else None
+        ),
+    ]
+    write_results(run, judged, train)
+    if gallery:
+        features = judged[-1].features
+        titles = {"Audio to video": (features, "a2v"), "Video to audio": (features, "v2a")}
+        write_gallery(run, titles, test)
+    print_table(judged, len(test), train)
+    click.echo(f"report  {write_report(run)}")
+
+
+def random_encoders(config: Config) -> DualEncoder:
+    """Build the networks of a recipe at random initialisation."""
+    torch.manual_seed(config.train.seed)
+    return build_encoders(config.model)
+
+
+def judge(
+    name: str,
+    encoders: DualEncoder,
+    config: Config,
+    train: Manifest,
+    test: Manifest,
+    num_clips: int,
+    device: torch.device,
+    state: dict[str, Any] | None = None,
+) -> Judged:
+    """Evaluate one model; with the checkpoint it came from, judge its mined agreements too."""
+    with progress_bar(f"evaluate {name}", None, unit="clips") as bar:
+        metrics, features = evaluate_encoders(
+            encoders,
+            config,
+            train,
+            test,
+            num_clips=num_clips,
+            device=device,
+            progress=lambda done, total: bar.update(done, total=total),
+        )
+    if state is not None and "bank.video" in state["objective"] and None not in train.labels:
+        width = state["objective"]["positive_set"].shape[1] if "positive_set" in state["objective"] else 8
+        metrics |= agreement_row(state["objective"], train.labels, width)
+    return Judged(name, metrics, features)
+
+
+def write_results(folder: Path, judged: Sequence[Judged], train: Manifest) -> None:
+    """Write ``results.json`` for the report and for other programs."""
+    rows = [{"name": one.name, "metrics": one.metrics} for one in judged]
+    content = results_table(rows, len(judged[-1].features.rows), train, command_line())
+    (folder / "results.json").write_text(json.dumps(content, indent=1))
+
+
+def print_table(judged: Sequence[Judged], pool_size: int, train: Manifest) -> None:
+    """Print the comparison as a table; columns that nobody has are left out."""
+    used = [key for key in COLUMNS if any(key in one.metrics for one in judged)]
+    table = Table(title=f"{pool_size} held-out files; probes fitted on {len(train)}", title_justify="left")
+    table.add_column("model")
+    for key in used:
+        table.add_column(COLUMNS[key], justify="right")
+    show: Callable[[str, float | None], str] = lambda key, value: (  # noqa: E731
+        "" if value is None else f"{value:.1f}" if "rank" in key else f"{value:.3f}"
+    )
+    for one in judged:
+        table.add_row(one.name, *(show(key, one.metrics.get(key)) for key in used))
+    Console(width=max(Console().width, 150)).print(table)
+
+
+def _split(whole: Manifest, name: str, option: str) -> Manifest:
+    try:
+        return whole.select(split=name, need_video=True, need_audio=True)
+    except ManifestError as error:
+        raise ManifestError(f"{error}; choose one with {option}") from error

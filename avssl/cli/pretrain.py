@@ -1,0 +1,60 @@
+"""``avssl pretrain``: train a recipe, or go on with it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import click
+
+from avssl.build import Config
+from avssl.cli.progress import Progress, progress_bar
+from avssl.config import load_config
+from avssl.errors import Interrupted
+from avssl.report import write_report
+from avssl.train import pretrain as run_pretrain
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  avssl pretrain configs/avid/folder.yaml data.root=/videos
+  avssl pretrain configs/avid/folder.yaml data.root=/videos optim.lr=5e-4 run.name=faster
+  avssl pretrain configs/cma/folder.yaml data.root=/videos run.start_from=runs/avid
+"""
+)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--restart", is_flag=True, help="Move an earlier run of that name aside and begin anew.")
+def pretrain(config: Path, overrides: tuple[str, ...], restart: bool) -> None:
+    """Train encoders without labels by the recipe CONFIG.
+
+    KEY=VALUE changes a key of the recipe, such as data.root=/videos or train.epochs=50.
+
+    The run lives in run.folder/run.name. If that folder holds a checkpoint of the same recipe, training goes
+    on where it stopped. Ctrl-C saves a checkpoint first; a second Ctrl-C does not.
+    """
+    recipe = load_config(config, overrides, schema=Config)
+    folder = run_stage(recipe, restart)
+    click.echo(f"run     {folder}\nreport  {write_report(folder)}")
+
+
+def run_stage(recipe: Config, restart: bool = False) -> Path:
+    """Train one stage with a progress bar; exit with status 130 after a requested stop."""
+    try:
+        return run_pretrain(recipe, show_progress, restart=restart, command=command_line())
+    except Interrupted as stop:
+        click.echo(f"avssl: {stop}", err=True)
+        raise SystemExit(130) from stop
+
+
+def command_line() -> str:
+    """What the user typed."""
+    return shlex.join(["avssl", *sys.argv[1:]])
+
+
+def show_progress(description: str, total: int, completed: int) -> AbstractContextManager[Progress]:
+    """Progress bar for work of `total` steps (0: not known yet), of which some are done."""
+    return progress_bar(description, total or None, start=completed)

@@ -1,0 +1,220 @@
+"""Frames: the ones a plain decode of the whole file shows, bit for bit."""
+
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from media import ONE, draw_frame, frame_numbers, read_frame_number, write_media
+
+from avssl.decode import PyAVReader, probe
+from avssl.errors import DecodeError
+from avssl.types import VideoWindow
+
+FILES = {
+    "intra.mp4": dict(gop=1),
+    "gop12.mp4": dict(gop=12),
+    "gop_whole.mp4": dict(gop=250),
+    "b_frames.mp4": dict(gop=12, bframes=2),
+    "b_frames.mkv": dict(gop=12, bframes=2),
+    "b_frames.ts": dict(gop=12, bframes=2),
+    "b_frames.mov": dict(gop=30, bframes=3, fps=Fraction(30000, 1001), codec_options={"b_strategy": "2"}),
+    "b_pyramid.mp4": dict(gop=24, bframes=5, codec_options={"x264-params": "b-pyramid=normal"}),
+    "open_gop.mp4": dict(gop=12, bframes=2, codec_options={"x264-params": "open-gop=1"}),
+    "open_gop.ts": dict(gop=12, bframes=2, codec_options={"x264-params": "open-gop=1"}),
+    "variable.mp4": dict(frame_times=[0, 0.05, 0.1, 0.4, 0.41, 1.0, 1.02, 1.9, 2.0, 2.5, 2.95], bframes=2),
+    "variable.mkv": dict(frame_times=[0, 0.05, 0.1, 0.4, 0.41, 1.0, 1.02, 1.9, 2.0, 2.5, 2.95], gop=4),
+    "fragments.mp4": dict(bframes=2, container_options={"movflags": "frag_keyframe+empty_moov"}),
+    "hevc.mp4": dict(codec="libx265", bframes=2, pix_fmt="yuv420p10le"),
+    "vp9.webm": dict(codec="libvpx-vp9", audio_codec="libopus", sample_rate=48000),
+    "mpeg4.avi": dict(codec="mpeg4", audio_codec="libmp3lame", bframes=2),
+    "program.mpg": dict(codec="mpeg2video", audio_codec="mp2", sample_rate=48000, fps=25, bframes=2),
+    "half_red.mkv": dict(pix_fmt="yuv422p", audio_codec="flac"),
+}
+
+
+def decode_plainly(path: Path, size: tuple[int, int] | None = None) -> tuple[list[float], list[np.ndarray]]:
+    """Times from the start of the file and pictures of every frame, decoded in order without any seek."""
+    width, height = size or (None, None)
+    with av.open(str(path)) as container:
+        starts = [s.start_time * s.time_base for s in container.streams if s.start_time is not None]
+        frames = list(container.decode(video=0))
+        times = [float(f.pts * f.time_base - min(starts, default=0)) for f in frames]
+        kwargs = dict(width=width, height=height, interpolation="AREA")
+        return times, [f.reformat(format="rgb24", **kwargs).to_ndarray() for f in frames]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_frames_equal_a_sequential_decode_of_the_whole_file(tmp_path, name):
+    path = write_media(tmp_path / name, seconds=3.0, size=(64, 48), **FILES[name])
+    times, pictures = decode_plainly(path)
+    rng = np.random.default_rng(3)
+    for fps in (16, 16, 25, 7, 30, 60, 1):
+        due = next(iter(_times_between_frames(rng, times, fps)))
+        clip = PyAVReader().read(path, VideoWindow(due[0], len(due), fps))
+        expected = [pictures[max(np.searchsorted(times, t, side="right") - 1, 0)] for t in due]
+        assert np.array_equal(clip.frames.numpy(), np.stack(expected)), (due[0], fps)
+
+
+def _times_between_frames(rng: np.random.Generator, times: list[float], fps: int) -> Iterator[np.ndarray]:
+    """Windows of 8 frames none of which is due within a millisecond of a frame of the file."""
+    while True:
+        due = rng.uniform(0, 2.9) + np.arange(8) / fps
+        if np.abs(due[:, None] - np.array(times)).min() > 0.001:
+            yield due
+
+
+def test_frames_of_h264_in_avi_come_in_display_order(tmp_path):
+    # AVI keeps no display times: FFmpeg numbers packets, so a plain decode shows frames 0, 2, 3, 1.
+    path = write_media(tmp_path / "a.avi", bframes=2, audio_codec="pcm_s16le")
+    numbers = frame_numbers(PyAVReader().read(path, VideoWindow(0.5, 16, 16)).frames)
+    assert np.all(np.diff(numbers) == 1)
+    assert abs(numbers[0] - 8) <= 1
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
+def test_frames_at_the_rate_of_the_file_are_every_frame_once(tmp_path, suffix):
+    # Matroska rounds 1/30 s to milliseconds: frame 2 is stamped 67 ms but is due at 66.7 ms.
+    codecs = dict(codec="libvpx-vp9", audio_codec="libopus", sample_rate=48000) if suffix == "webm" else {}
+    path = write_media(tmp_path / f"a.{suffix}", fps=30, seconds=2.0, **codecs)
+    clip = PyAVReader().read(path, VideoWindow(0.0, 60, 30.0))
+    assert frame_numbers(clip.frames) == list(range(60))
+
+
+def test_frames_of_a_long_gap_hold_the_frame_on_screen(tmp_path):
+    path = write_media(tmp_path / "a.mp4", frame_times=[0.0, 0.1, 2.0], audio=False)
+    assert frame_numbers(PyAVReader().read(path, VideoWindow(0.5, 4, 2.0)).frames) == [1, 1, 1, 2]
+
+
+def test_frames_before_the_first_and_after_the_last_are_held(tmp_path):
+    path = write_media(tmp_path / "a.mp4", seconds=1.0, bframes=2)
+    assert frame_numbers(PyAVReader().read(path, VideoWindow(-0.25, 8, 16)).frames) == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert frame_numbers(PyAVReader().read(path, VideoWindow(0.8125, 8, 16)).frames) == [13, 14] + [15] * 6
+    assert frame_numbers(PyAVReader().read(path, VideoWindow(1.05, 2, 16)).frames) == [15, 15]
+
+
+def test_frames_of_a_shorter_video_stream_are_held_while_the_window_overlaps_it(tmp_path):
+    path = write_media(tmp_path / "a.mp4", seconds=1.0, audio_seconds=3.0)
+    assert frame_numbers(PyAVReader().read(path, VideoWindow(0.5, 4, 2.0)).frames) == [8, 15, 15, 15]
+    with pytest.raises(
+        DecodeError, match=r"video: the window starts at 2 s, the last frame ends at 1\.000 s"
+    ):
+        PyAVReader().read(path, VideoWindow(2.0, 4, 16.0))
+
+
+@pytest.mark.parametrize("start", [-1.0, 3.2, 1e6, -1e6, 1e300, float("nan"), float("inf")])
+def test_frames_of_a_window_outside_the_file_are_a_decode_error(tmp_path, start):
+    path = write_media(tmp_path / "a.mp4", seconds=3.0, size=(32, 32))
+    with pytest.raises(DecodeError) as caught:
+        PyAVReader().read(path, VideoWindow(start, 8, 16))
+    assert caught.value.stage == "video"
+
+
+def test_time_is_counted_from_a_negative_start(tmp_path):
+    path = write_media(tmp_path / "a.mp4", seconds=3.0, bframes=2, fps=16)
+    _shift_display_times(path, frames=-20)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].start_time < 0  # the file is what this test is about
+    assert frame_numbers(PyAVReader().read(path, VideoWindow(0.0, 4, 16)).frames) == [0, 1, 2, 3]
+    assert frame_numbers(PyAVReader().read(path, VideoWindow(1.5, 4, 16)).frames) == [24, 25, 26, 27]
+
+
+def _shift_display_times(path: Path, frames: int, ticks_per_frame: int = 1024) -> None:
+    """Move the video of an MP4 in time: change its composition offsets and hide its edit list."""
+    data = bytearray(path.read_bytes())
+    edits, offsets = data.index(b"edts"), data.index(b"ctts")
+    data[edits : edits + 4] = b"free"
+    data[offsets + 4] = 1  # version with signed offsets
+    (count,) = struct.unpack_from(">I", data, offsets + 8)
+    for place in range(offsets + 16, offsets + 16 + 8 * count, 8):
+        (offset,) = struct.unpack_from(">i", data, place)
+        struct.pack_into(">i", data, place, offset + frames * ticks_per_frame)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_frames_are_upright(tmp_path, rotation):
+    path = write_media(tmp_path / "a.mp4", seconds=1.0, size=(96, 64), rotation=rotation)
+    clip = PyAVReader().read(path, VideoWindow(0.25, 3, 16))
+    assert clip.frames.shape == (3, 64, 96, 3)
+    assert frame_numbers(clip.frames) == [4, 5, 6]
+    assert (probe(path).width, probe(path).height) == (96, 64)
+
+
+@pytest.mark.parametrize(
+    "pix_fmt, size, name",
+    [
+        ("yuv422p", (96, 64), "a.mp4"),
+        ("yuv420p10le", (96, 64), "a.mp4"),
+        ("yuv422p10le", (70, 50), "a.mkv"),
+        ("yuv444p", (97, 65), "a.mp4"),
+        ("yuv444p", (33, 31), "a.mkv"),
+    ],
+)
+def test_frames_of_any_pixel_format_and_odd_size_keep_their_colours(tmp_path, pix_fmt, size, name):
+    path = write_media(tmp_path / name, seconds=1.0, size=size, pix_fmt=pix_fmt, bframes=2)
+    clip = PyAVReader().read(path, VideoWindow(0.25, 8, 16))
+    assert clip.frames.shape == (8, size[1], size[0], 3)
+    assert frame_numbers(clip.frames) == list(range(4, 12))
+    original = np.stack([draw_frame(n, size) for n in range(4, 12)]).astype(float)
+    assert np.abs(clip.frames.numpy() - original).mean() < 8
+
+
+def test_frames_are_rgb(tmp_path):
+    path = write_media(tmp_path / "a.mp4", seconds=0.5, audio=False)
+    bright = PyAVReader().read(path, VideoWindow(0.0, 1, 16)).frames[0]
+    mask = torch.from_numpy(draw_frame(0).mean(-1)) > 128
+    assert torch.allclose(bright[mask].double().mean(0), torch.tensor(ONE, dtype=torch.double), atol=10)
+
+
+@pytest.mark.parametrize(
+    "size, short_side, expected",
+    [
+        ((160, 96), 48, (80, 48)),
+        ((96, 160), 48, (48, 80)),
+        ((98, 62), 31, (49, 31)),
+        ((96, 64), 200, (96, 64)),
+        ((96, 64), 64, (96, 64)),
+    ],
+)
+def test_short_side_shrinks_and_never_enlarges(tmp_path, size, short_side, expected):
+    path = write_media(tmp_path / "a.mp4", seconds=1.0, size=size)
+    clip = PyAVReader().read(path, VideoWindow(0.25, 4, 16, short_side))
+    assert clip.frames.shape == (4, expected[1], expected[0], 3)
+    assert frame_numbers(clip.frames) == [4, 5, 6, 7]
+    assert np.array_equal(clip.frames.numpy(), np.stack(decode_plainly(path, expected)[1][4:8]))
+
+
+def test_shrinking_averages_what_it_drops(tmp_path):
+    path = write_media(tmp_path / "a.mp4", seconds=0.5, size=(192, 192), audio=False, gop=1)
+    small = PyAVReader().read(path, VideoWindow(0.25, 1, 16, short_side=24)).frames[0].double()
+    full = PyAVReader().read(path, VideoWindow(0.25, 1, 16)).frames[0].double()
+    averaged = full.reshape(24, 8, 24, 8, 3).mean((1, 3))  # float64 reference: the mean of each 8 x 8 block
+    assert (small - averaged).abs().max() < 6
+    assert (small - averaged).abs().mean() < 1.5
+
+
+def test_a_damaged_frame_costs_no_other_group_of_pictures(tmp_path):
+    path = write_media(tmp_path / "a.mkv", seconds=3.0, audio=False, gop=8)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        places = {round(p.pts * p.time_base * 16): p.pos for p in container.demux(video=0) if p.size}
+    for place in range(places[17] + 12, places[19] - 12):
+        data[place] = 0xFF
+    path.write_bytes(data)
+    frames = PyAVReader().read(path, VideoWindow(0.5, 24, 16)).frames
+    assert [read_frame_number(frame) for frame in frames[:8]] == list(range(8, 16))
+    assert [read_frame_number(frame) for frame in frames[16:]] == list(range(24, 32))
