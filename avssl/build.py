@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from avssl.config import check_arguments, resolve_section
+from avssl.config import build_section, check_arguments
 from avssl.data import AudioSpec, VideoSpec
 from avssl.models import AudioConvNet, DualEncoder, R2Plus1D, ResNetAudio, TorchvisionVideo
 from avssl.objectives import AVID, CMA, Objective
@@ -154,19 +154,23 @@ def build_views(config: Config, train: bool) -> ViewMaker:
 
 def build_encoders(config: ModelConfig) -> DualEncoder:
     """Both encoders with their heads, freshly initialised."""
-    video, video_arguments = resolve_section("model.video", config.video, VIDEO_ENCODERS)
-    audio, audio_arguments = resolve_section("model.audio", config.audio, AUDIO_ENCODERS)
     return DualEncoder(
-        video(**video_arguments), audio(**audio_arguments), config.projection, config.batch_norm
+        build_section("model.video", config.video, VIDEO_ENCODERS),
+        build_section("model.audio", config.audio, AUDIO_ENCODERS),
+        config.projection,
+        config.batch_norm,
     )
 
 
 def build_objective(config: Config, num_instances: int) -> Objective:
     """Build the objective on fresh encoders, for as many instances as the manifest has rows."""
-    target, arguments = resolve_section(
-        "objective", config.objective, OBJECTIVES, {"encoders", "num_instances"}
+    objective: Objective = build_section(
+        "objective",
+        config.objective,
+        OBJECTIVES,
+        encoders=build_encoders(config.model),
+        num_instances=num_instances,
     )
-    objective: Objective = target(build_encoders(config.model), num_instances, **arguments)
     return objective
 
 

@@ -178,10 +178,10 @@ def _set_up_video(
     if context.name == "libx264":  # exactly the key frames and B-frames asked for, whatever the content
         options = {"preset": "veryfast", "sc_threshold": "0", "b_strategy": "0", "bf": str(bframes)}
     elif context.name == "libx265":
-        options = {
-            "preset": "ultrafast",
-            "x265-params": f"log-level=none:bframes={bframes}:keyint={gop}:pools=none",
-        }
+        if min(size) < 64:
+            raise ValueError(f"x265 corrupts memory for frames as small as {size}; use at least 64 x 64")
+        parameters = f"frame-threads=1:pools=none:log-level=none:keyint={gop}:bframes={bframes}"
+        options = {"preset": "ultrafast", "x265-params": parameters}
     elif bframes:
         options = {"bf": str(bframes)}
     context.options = options | (codec_options or {})

@@ -208,7 +208,7 @@ def check_decord() -> Finding:
         return Finding("decord", "WARN", f"not usable: {error}".splitlines()[0], remedy)
     if tuple(frames.shape) != (16, 48, 64, 3):
         return Finding("decord", "WARN", f"{number} read {frames.shape}; must be (16, 48, 64, 3)", remedy)
-    return Finding("decord", "OK", f"{number}, read {len(frames)} frames")
+    return Finding("decord", "OK", f"{number}, read {frames.shape[0]} frames")
 
 
 def check_faiss() -> Finding:

@@ -116,8 +116,8 @@ class LazyGroup(click.Group):
 Examples:
   avssl doctor
   avssl prepare videos/ --output manifest.parquet
-  avssl pretrain configs/avid/tiny.yaml data.manifest=manifest.parquet
-  avssl evaluate runs/tiny/checkpoint.pt
+  avssl pretrain configs/avid/folder.yaml data.manifest=manifest.parquet
+  avssl evaluate runs/avid
 """,
 )
 @click.version_option(__version__, prog_name="avssl", message="%(prog)s %(version)s")

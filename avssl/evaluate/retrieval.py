@@ -32,7 +32,7 @@ Ties = Literal["mean", "optimistic", "pessimistic"]
 
 # Cosines closer than this are equal. Float64 rounding is below it, whatever order a matrix product adds in;
 # the distance between two embeddings that differ in float32 is above it.
-SCORE_TIE = 0.0
+SCORE_TIE = 1e-12
 # Scores held at a time: 64 MiB as float64.
 BLOCK_SCORES = 8 * 2**20
 

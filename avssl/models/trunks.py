@@ -22,13 +22,13 @@ class TorchvisionVideo(StagedEncoder):
 
     Parameters
     ----------
-    name : {"r2plus1d_18", "r3d_18", "mc3_18"}
+    architecture : {"r2plus1d_18", "r3d_18", "mc3_18"}
         Which network.
 
     Raises
     ------
     ConfigError
-        When `name` is another.
+        When `architecture` is another.
     """
 
     names: ClassVar[tuple[str, ...]] = ("r2plus1d_18", "r3d_18", "mc3_18")
@@ -41,12 +41,12 @@ class TorchvisionVideo(StagedEncoder):
     }
     axes: ClassVar[tuple[str, ...]] = ("B", "3", "T", "H", "W")
 
-    def __init__(self, name: str = "r2plus1d_18") -> None:
+    def __init__(self, architecture: str = "r2plus1d_18") -> None:
         super().__init__()
-        _check_name(type(self).__name__, name, self.names)
+        _check_name(type(self).__name__, architecture, self.names)
         from torchvision.models import get_model
 
-        network = get_model(name, weights=None)
+        network = get_model(architecture, weights=None)
         for part in ("stem", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, part, getattr(network, part))
         self.pool = network.avgpool
@@ -61,13 +61,13 @@ class ResNetAudio(StagedEncoder):
 
     Parameters
     ----------
-    name : {"resnet18", "resnet34", "resnet50"}
+    architecture : {"resnet18", "resnet34", "resnet50"}
         Which network.
 
     Raises
     ------
     ConfigError
-        When `name` is another.
+        When `architecture` is another.
     """
 
     names: ClassVar[tuple[str, ...]] = ("resnet18", "resnet34", "resnet50")
@@ -79,12 +79,12 @@ class ResNetAudio(StagedEncoder):
     }
     axes: ClassVar[tuple[str, ...]] = ("B", "1", "frames", "bins")
 
-    def __init__(self, name: str = "resnet18") -> None:
+    def __init__(self, architecture: str = "resnet18") -> None:
         super().__init__()
-        _check_name(type(self).__name__, name, self.names)
+        _check_name(type(self).__name__, architecture, self.names)
         from torchvision.models import get_model
 
-        network = get_model(name, weights=None)
+        network = get_model(architecture, weights=None)
         self.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         for part in ("bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
@@ -98,5 +98,5 @@ def _check_name(kind: str, name: str, names: tuple[str, ...]) -> None:
         return
     nearest = get_close_matches(str(name), names, n=1, cutoff=0)[0]
     raise ConfigError(
-        f"{kind}: name must be one of {', '.join(names)}; got {name!r}. Did you mean {nearest!r}?"
+        f"{kind}: architecture must be one of {', '.join(names)}; got {name!r}. Did you mean {nearest!r}?"
     )

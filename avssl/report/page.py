@@ -106,7 +106,7 @@ def _summary(run: RunFolder) -> str:
     sentences += [f"Trained on {data} ({_names(stages)})." for data, stages in trained_on.items() if data]
     devices = sorted({str(stage.run["device"]) for stage in run.stages if stage.run.get("device")})
     where = f" on {', '.join(devices)}" if devices else ""
-    seconds = [number(stage.run.get("seconds")) for stage in run.stages]
+    seconds = [_seconds(stage) for stage in run.stages]
     going = [stage for stage, value in zip(run.stages, seconds, strict=True) if value is None]
     if going:
         sentences.append(f"Still going or interrupted{where}: {_names(going)}.")
@@ -132,7 +132,7 @@ def _stage_row(stage: Stage) -> dict[str, str]:
     """One row of the table of stages."""
     manifest = mapping(stage.run.get("manifest"))
     last = stage.metrics[-1] if stage.metrics else {}
-    seconds = number(stage.run.get("seconds"))
+    seconds = _seconds(stage)
     rows, used = number(manifest.get("rows")), number(manifest.get("used"))
     return {
         "Stage": stage.name,
@@ -141,7 +141,7 @@ def _stage_row(stage: Stage) -> dict[str, str]:
         "Last loss": _shown(last.get("loss")),
         "Samples used": "–" if rows is None or used is None else f"{_shown(used)} of {_shown(rows)}",
         "Manifest": _short_hash(manifest),
-        "Skipped in training": "–" if stage.skipped is None else str(len(stage.skipped)),
+        "Skipped in training": str(len(stage.skipped)) if stage.skipped else "none recorded",
         "Device": str(stage.run.get("device") or "–"),
         "Time": "not finished" if seconds is None else _duration(seconds),
     }
@@ -213,6 +213,12 @@ def _run_records(run: RunFolder) -> list[tuple[str, Record]]:
     stages = [(stage.name, stage.run) for stage in run.stages]
     own = (run.path.resolve().name, run.run)
     return stages if own in stages else [own, *stages]
+
+
+def _seconds(stage: Stage) -> float | None:
+    """How long a finished stage took; None for one that is still going or was interrupted."""
+    finished = stage.run.get("status", "finished") == "finished"
+    return number(stage.run.get("seconds")) if finished else None
 
 
 def _short_hash(manifest: Record) -> str:

@@ -33,6 +33,8 @@ def test_this_installation_is_healthy(doctor):
     assert result.exit_code == 0
     assert findings["decode"]["detail"].startswith("pyav read 8 frames and 16000 samples")
     assert "torchaudio" in findings["torch"]["detail"]
+    if findings["decord"]["status"] == "OK":
+        assert findings["decord"]["detail"].endswith("read 16 frames")
 
 
 def test_report_is_one_line_a_finding_with_the_remedy_below(doctor):

@@ -15,8 +15,6 @@ import avssl
 from avssl.cli.main import COMMANDS, LazyCommand, LazyGroup, main
 from avssl.errors import ConfigError
 
-EXISTING = ["prepare", "doctor"]
-
 
 @pytest.fixture
 def group(monkeypatch):
@@ -47,7 +45,7 @@ def test_help_lists_all_commands_with_examples():
     assert CliRunner().invoke(main, ["-h"]).stdout == result.stdout
 
 
-@pytest.mark.parametrize("name", EXISTING)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_examples(name):
     result = CliRunner().invoke(main, [name, "-h"])
     assert result.exit_code == 0

@@ -264,6 +264,7 @@ def test_gallery_without_classes_gives_no_verdict(run):
 
 def test_page_of_a_run_that_is_still_going(run):
     write_lines(run / "metrics.jsonl", metric_lines(50, 3.0))
+    (run / "run.json").write_text('{"status": "running", "seconds": 0.0}')
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "lo')
     page = _write(run, "report.html")

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from avssl.errors import ManifestError
 from avssl.sounding_shapes import (
     CLASSES,
     cache_folder,
@@ -17,7 +18,6 @@ from avssl.sounding_shapes import (
 from avssl.sounding_shapes.cause import DURATION_SECONDS, NUM_SAMPLES, SAMPLE_RATE
 from avssl.sounding_shapes.draw import pen_at
 from avssl.sounding_shapes.scenes import make_scene
-from avssl.errors import ManifestError
 
 RED, GREEN, BLUE = np.eye(3)
 

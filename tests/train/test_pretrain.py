@@ -1,0 +1,165 @@
+"""Whole small runs on real files: what they write, and that they go on as if nothing had happened."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from media import write_media
+
+from avssl.checkpoint import load_checkpoint
+from avssl.data import Manifest
+from avssl.errors import CheckpointError, ConfigError, Interrupted, TooManySkippedError, TrainingError
+from avssl.objectives import AVID
+from avssl.train import pretrain
+from avssl.train.trainer import Trainer
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def stop_after(monkeypatch, step):
+    """Send this process what Ctrl-C sends once the given step is done."""
+    advance = Trainer._advance
+
+    def advance_and_stop(trainer, last):
+        advance(trainer, last)
+        if trainer.position.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_advance", advance_and_stop)
+
+
+def assert_same_weights(one, other):
+    for name, value in one["objective"].items():
+        assert torch.equal(value, other["objective"][name]), name
+
+
+def test_a_run_leaves_everything_behind(recipe, progress):
+    folder = pretrain(recipe(), progress, command="avssl pretrain x.yaml")
+    present = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "checkpoint.pt", "manifest.parquet", "metrics.jsonl", "run.json"} <= present
+    assert list((folder / "tensorboard").iterdir())
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["command"] == "avssl pretrain x.yaml"
+    assert record["manifest"]["rows"] == record["manifest"]["used"] == 12
+    assert sorted(losses(folder)) == list(range(1, 10))  # 12 files, batch 4, 3 epochs
+    assert load_checkpoint(folder)["objective"]["bank.seen"].all()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_stopped_in_the_middle_of_an_epoch_ends_bit_for_bit_alike(
+    recipe, progress, monkeypatch, accumulate
+):
+    train = {"accumulate": accumulate, "batch_size": 4 * accumulate}
+    whole = pretrain(recipe(run={"name": "whole"}, train=train), progress)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=4)
+        with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 4.*same command again"):
+            pretrain(recipe(run={"name": "cut"}, train=train), progress)
+    cut = whole.parent / "cut"
+    assert load_checkpoint(cut)["position"]["step"] == 4
+    pretrain(recipe(run={"name": "cut"}, train=train), progress)
+    assert losses(cut) == losses(whole)
+    assert_same_weights(load_checkpoint(cut), load_checkpoint(whole))
+
+
+def test_cma_starts_from_avid_and_resumes_exactly(recipe, progress, monkeypatch):
+    avid = pretrain(recipe(run={"name": "avid"}), progress)
+    cma = {"name": "CMA", "num_negatives": 4, "num_positives": 3, "refresh_epochs": 2}
+    stage = {"start_from": str(avid)}
+    whole = pretrain(recipe(objective=cma, run={"name": "whole", **stage}), progress)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=5)
+        with pytest.raises(Interrupted):
+            pretrain(recipe(objective=cma, run={"name": "cut", **stage}), progress)
+    cut = pretrain(recipe(objective=cma, run={"name": "cut", **stage}), progress)
+    assert losses(cut) == losses(whole)
+    assert_same_weights(load_checkpoint(cut), load_checkpoint(whole))
+    positives = load_checkpoint(whole)["objective"]["positive_set"]
+    assert (positives >= 0).all()
+    first = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["instances_with_positives"] == 12
+
+
+def test_loader_workers_change_nothing(recipe, progress):
+    one = pretrain(recipe(run={"name": "none"}), progress)
+    two = pretrain(recipe(run={"name": "two"}, data={"num_workers": 2}), progress)
+    assert losses(one) == losses(two)
+
+
+def test_a_finished_run_is_left_as_it_is(recipe, progress):
+    folder = pretrain(recipe(), progress)
+    before = load_checkpoint(folder)
+    pretrain(recipe(), progress)
+    assert_same_weights(before, load_checkpoint(folder))
+    assert sorted(losses(folder)) == list(range(1, 10))
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_name_of_the_keys(recipe, progress):
+    folder = pretrain(recipe(), progress)
+    with pytest.raises(CheckpointError, match=r"other settings \(optim\.lr, train\.epochs\).*--restart"):
+        pretrain(recipe(optim={"lr": 0.5}, train={"epochs": 9}), progress)
+    pretrain(recipe(optim={"lr": 0.5}), progress, restart=True)
+    assert (folder.parent / "run.old1" / "checkpoint.pt").exists()
+    assert load_checkpoint(folder)["config"]["optim"]["lr"] == 0.5
+
+
+def test_a_damaged_checkpoint_is_named(recipe, progress):
+    folder = pretrain(recipe(), progress)
+    path = folder / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+        pretrain(recipe(), progress)
+
+
+def test_unreadable_files_are_recorded_and_stop_the_run_above_the_limit(recipe, progress, videos, tmp_path):
+    folder = tmp_path / "own"
+    (folder / "a").mkdir(parents=True)
+    for i in range(6):
+        write_media(folder / "a" / f"{i}.mp4", seconds=1.2, size=(48, 40))
+    write_media(folder / "a" / "mute.mp4", seconds=1.2, size=(48, 40), audio=False)
+    write_media(folder / "a" / "silent.mp4", seconds=1.2, size=(48, 40), gains=[0.0])
+    (folder / "a" / "corrupt.mp4").write_bytes(b"\x00" * 3000)
+    data = {"root": str(folder), "val_share": 0.0, "max_skipped": 0.5}
+    run = pretrain(recipe(data=data, run={"name": "own"}), progress)
+    records = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert {(os.path.basename(r["path"]), r["stage"]) for r in records} == {
+        ("corrupt.mp4", "open"), ("silent.mp4", "silent")
+    }  # fmt: skip
+    left_out = json.loads((run / "run.json").read_text())["manifest"]["left_out"]
+    assert [(os.path.basename(r["path"]), r["reason"]) for r in left_out] == [
+        ("mute.mp4", "the file has no audio stream")
+    ]
+    manifest = Manifest.load(run / "manifest.parquet").select(need_audio=True)
+    seen = load_checkpoint(run)["objective"]["bank.seen"]
+    assert [manifest.ids[i] for i in (~seen).nonzero().flatten()] == ["a/silent.mp4"]
+    with pytest.raises(TooManySkippedError, match=r"1 of 9 samples.*data\.max_skipped="):
+        pretrain(recipe(data=data | {"max_skipped": 0.1}, run={"name": "strict"}), progress)
+
+
+def test_no_data_or_two_sources_are_refused(recipe, progress):
+    for data in ({"root": None}, {"manifest": "x.parquet"}):
+        with pytest.raises(ConfigError, match="give exactly one"):
+            pretrain(recipe(data=data), progress)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(recipe, progress, monkeypatch):
+    forward = AVID.forward
+    monkeypatch.setattr(
+        AVID, "forward", lambda self, views: {"loss": forward(self, views)["loss"] * float("nan")}
+    )
+    with pytest.raises(TrainingError, match=r"loss became nan by step 1; lower optim\.lr"):
+        pretrain(recipe(), progress)
+
+
+def test_precision_clipping_and_schedule_are_used(recipe, progress):
+    optim = {"name": "sgd", "lr": 0.1, "schedule": "multistep", "milestones": [1], "clip_grad_norm": 0.5}
+    folder = pretrain(recipe(optim=optim, train={"precision": "bfloat16"}), progress)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [round(line["lr"], 6) for line in lines] == [0.1] * 3 + [0.01] * 6
+    assert all(line["grad_norm"] > 0 for line in lines)
