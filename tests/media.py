@@ -56,8 +56,8 @@ def write_media(
 
     `size` is (width, height). `frame_times` (seconds, rising) makes the frame rate variable. `video_start`
     and `audio_start` delay one stream: frame n is on screen at ``video_start + n / fps`` while the sound
-    stays that of its time in the file. `gains` scales the channels; `layout` defaults to mono, stereo or 5.1
-    by `channels`. `rotation` is the counter-clockwise turn (90, 180, 270) a player must apply: frames are
+    stays that of its time in the file. `gains` scales the channels; `layout` defaults to mono, stereo, 5.1 or
+    7.1 by `channels`. `rotation` is the counter-clockwise turn (90, 180, 270) a player must apply: frames are
     stored turned the other way, so that a right reader shows them upright.
     """
     path = Path(path)
@@ -73,7 +73,7 @@ def write_media(
             if rotation:
                 pictures.set_display_rotation(rotation)
         if audio:
-            layout = layout or {1: "mono", 2: "stereo", 6: "5.1"}[channels]
+            layout = layout or {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[channels]
             sound = container.add_stream(audio_codec, rate=sample_rate, layout=layout)
             sound.codec_context.time_base = Fraction(1, sample_rate)
 
@@ -198,7 +198,7 @@ def _audio_frame(
     samples: np.ndarray, first: int, sample_rate: int, layout: str, gains: Sequence[float] | None
 ) -> av.AudioFrame:
     scale = np.ones(av.AudioLayout(layout).nb_channels) if gains is None else np.asarray(gains)
-    planes = (scale[:, None] * samples).astype(np.float32)
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes), format="fltp", layout=layout)
+    interleaved = (samples[:, None] * scale).astype(np.float32).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=layout)
     frame.sample_rate, frame.pts, frame.time_base = sample_rate, first, Fraction(1, sample_rate)
     return frame

@@ -32,7 +32,10 @@ def failures_as_decode_error(path: str | Path, stage: str) -> Iterator[None]:
     try:
         yield
     except AV_FAILURES as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, CannotReadError):
+            reason = str(error)
+        else:
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise DecodeError(path, stage, reason) from error
 
 
@@ -112,4 +115,4 @@ def seek_attempts(container: InputContainer, stream: Any, target: int) -> Iterat
             yield True
             return
     name = container.format.name
-    raise CannotReadError(f"this kind of file ({name}) cannot be sought; convert it, for example to MP4")
+    raise CannotReadError(f"no position in this {name} file can be sought; convert it, for example to MP4")

@@ -22,6 +22,8 @@ CONTEXT_SECONDS = 0.02
 # Timestamps that differ by less from the end of the sound before them are rounding, not a gap.
 MAX_JITTER_SECONDS = 0.005
 
+# PyAV looks for the end of the planes in a list that has none for this many, and reads beyond it.
+UNSAFE_PLANES = 8
 # Weights of ITU-R BS.775 for folding down to mono, without low-frequency effects; others weigh a half.
 CHANNEL_WEIGHTS = {"FC": 1.0, "FL": math.sqrt(0.5), "FR": math.sqrt(0.5), "LFE": 0.0, "LFE2": 0.0}
 
@@ -158,8 +160,10 @@ def mono(frame: Any) -> np.ndarray:
 
     The weights sum to 1, so the mix cannot clip (left and right weigh a half each).
     """
-    samples = frame.to_ndarray()
     names = [channel.name for channel in frame.layout.channels]
+    if frame.format.is_planar and len(names) >= UNSAFE_PLANES:
+        (frame,) = av.AudioResampler(format="flt").resample(frame)
+    samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, len(names)).T
     weights = np.array([CHANNEL_WEIGHTS.get(name, 0.5) for name in names])

@@ -18,10 +18,10 @@ SAMPLE_RATE = 24_000
 NUM_FRAMES = round(DURATION_SECONDS * FPS)
 NUM_SAMPLES = round(DURATION_SECONDS * SAMPLE_RATE)
 
-SIZE_RANGE = (0.19, 0.47)
+SIZE_RANGE = (0.26, 0.47)
 RATE_RANGE_HZ = (1.5, 3.4)
 HIGHEST_PITCH_HZ = 1000.0
-PITCH_EXPONENT = 1.6
+PITCH_EXPONENT = 2.4
 # Events are laid out over more than the clip, so that sounds and motions already run at time zero.
 MARGIN_SECONDS = 2.5
 
@@ -36,7 +36,7 @@ class Cause:
         Rising times of the events (strikes, bounces, turns); the first and last lie outside the clip.
     strength : ndarray, (N,), in [0.55, 1]
         Strength of each event: how far it moves and how loud it is.
-    size : float, 0.12 to 0.47
+    size : float, 0.18 to 0.47
         Half the extent of the figure as a share of the frame.
     pitch_hz : float
         Base frequency; large objects sound low.
@@ -70,11 +70,11 @@ class Cause:
 
 
 def draw_causes(rng: np.random.Generator) -> list[Cause]:
-    """Draw one object, or in a third of the clips two that differ in size and phase but keep one tempo."""
+    """Draw one object, or in a fifth of the clips two that differ in size and phase but keep one tempo."""
     rate_hz = float(np.exp(rng.uniform(*np.log(RATE_RANGE_HZ))))
     size = float(np.exp(rng.uniform(*np.log(SIZE_RANGE))))
     texture = float(rng.uniform())
-    if rng.uniform() < 0.67:
+    if rng.uniform() < 0.8:
         return [_draw_cause(rng, rate_hz, size, texture)]
     sizes = 0.9 * min(size, 0.30) * np.array([1.0, rng.uniform(0.7, 0.95)])
     return [_draw_cause(rng, rate_hz, float(each), texture) for each in sizes]

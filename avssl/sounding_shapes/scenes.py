@@ -96,7 +96,7 @@ def render_frames(scene: Scene, size: int) -> NDArray[np.uint8]:
     background = rng.uniform(0.1, 0.9, 3)
     planes = _background(rng, background, camera, size)
     palette = _palette(rng, background)
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         _distractor(rng, planes, seconds, camera)
     figure: Callable[..., None] = getattr(figures, scene.class_name)
     for cause, (x, y) in zip(scene.causes, _places(rng, scene.causes), strict=True):
@@ -132,9 +132,9 @@ def _places(rng: np.random.Generator, causes: list[Cause]) -> list[tuple[float, 
 
 
 def _camera_drift(rng: np.random.Generator, seconds: FloatArray) -> FloatArray:
-    """Slow movement of the camera, (2, T), as a share of the frame, at most 0.05 each way."""
+    """Slow movement of the camera, (2, T), as a share of the frame, at most 0.03 each way."""
     rate = rng.uniform(0.1, 0.5, (2, 1))
-    reach = rng.uniform(0.0, 0.05, (2, 1))
+    reach = rng.uniform(0.0, 0.03, (2, 1))
     return reach * np.sin(2 * np.pi * (rate * seconds + rng.uniform(size=(2, 1))))
 
 
@@ -147,10 +147,10 @@ def _background(
     wide = np.zeros((3, len(x), len(x)), np.float32) + color.astype(np.float32).reshape(3, 1, 1)
     gradient = rng.uniform(-0.3, 0.3, (3, 2)).astype(np.float32)
     wide += gradient[:, 0, None, None] * (x - 0.5) + gradient[:, 1, None, None] * (x[:, None] - 0.5)
-    for _ in range(5):
-        wave = rng.uniform(-1, 1, 2) * rng.choice([3.0, 8.0, 20.0])
+    for _ in range(4):
+        wave = rng.uniform(-1, 1, 2) * rng.choice([1.5, 3.0, 6.0])
         angle = 2 * np.pi * (wave[0] * x + wave[1] * x[:, None] + rng.uniform())
-        wide += rng.normal(0, 0.05, (3, 1, 1)).astype(np.float32) * np.sin(angle).astype(np.float32)
+        wide += rng.normal(0, 0.035, (3, 1, 1)).astype(np.float32) * np.sin(angle).astype(np.float32)
     frames = []
     for dx, dy in camera.T * size:
         column, row = margin - dx, margin - dy
@@ -176,7 +176,7 @@ def _distractor(
     rng: np.random.Generator, planes: FloatArray, seconds: FloatArray, camera: FloatArray
 ) -> None:
     """A small silent shape that drifts or circles on its own."""
-    size = rng.uniform(0.03, 0.08)
+    size = rng.uniform(0.03, 0.06)
     start, speed = rng.uniform(0, 1, (2, 1)), rng.uniform(-0.3, 0.3, (2, 1))
     radius, rate = rng.uniform(0, 0.12), rng.uniform(0.2, 2.0)
     angle = 2 * np.pi * (rate * seconds + rng.uniform())
@@ -188,8 +188,8 @@ def _distractor(
 
 def _exposure(rng: np.random.Generator, planes: FloatArray) -> FloatArray:
     """Random contrast and brightness, then pixel noise that differs from frame to frame."""
-    contrast, offset = rng.uniform(0.6, 1.1), rng.uniform(-0.12, 0.12)
-    level = rng.uniform(0.0, 0.04)
+    contrast, offset = rng.uniform(0.75, 1.1), rng.uniform(-0.1, 0.1)
+    level = rng.uniform(0.0, 0.03)
     planes = (planes - 0.5) * np.float32(contrast) + np.float32(0.5 + offset)
     # Frames take their noise from random places of one pool: drawing it afresh costs more than the picture.
     frame_values = planes[:, 0].size

@@ -23,7 +23,7 @@ from avssl.sounding_shapes.cause import FPS, SAMPLE_RATE
 from avssl.sounding_shapes.scenes import CLASSES, make_clip
 
 # Raised whenever the same parameters would give other clips, so that old folders are not taken for new ones.
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 1
 RECORD_NAME = "dataset.json"
 PARAMETERS_NAME = "parameters.json"
 FILES_PER_TASK = 8

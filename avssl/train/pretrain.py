@@ -179,7 +179,8 @@ def set_threads(config: Config, device: torch.device) -> int:
     workers = config.data.num_workers
     if workers is None:
         workers = max(1, cores // 2) if on_cpu else min(cores, 16)
-    torch.set_num_threads(config.train.threads or cores)
+    # Threads that wait for one another in spinning barriers slow down ten-fold when workers take their cores.
+    torch.set_num_threads(config.train.threads or (max(1, cores - workers) if on_cpu else cores))
     return workers
 
 

@@ -50,7 +50,7 @@ def decode_plainly(path: Path, size: tuple[int, int] | None = None) -> tuple[lis
 
 @pytest.mark.parametrize("name", FILES)
 def test_frames_equal_a_sequential_decode_of_the_whole_file(tmp_path, name):
-    path = write_media(tmp_path / name, seconds=3.0, size=(64, 48), **FILES[name])
+    path = write_media(tmp_path / name, seconds=3.0, size=(80, 64), **FILES[name])
     times, pictures = decode_plainly(path)
     rng = np.random.default_rng(3)
     for fps in (16, 16, 25, 7, 30, 60, 1):
