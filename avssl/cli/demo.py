@@ -20,8 +20,8 @@ from avssl.retrieve import write_gallery
 from avssl.sounding_shapes import cache_folder, write_sounding_shapes
 
 STAGES = {"avid": "AVID", "cma": "AVID+CMA"}
-FILES = {"full": (50, 17), "quick": (16, 6)}  # training and held-out files of each class
-QUICK = ("train.epochs=12",)
+FILES = {"full": (80, 17), "quick": (24, 8)}  # training and held-out files of each class
+QUICK = {"avid": "train.epochs=30", "cma": "train.epochs=10"}
 
 
 @click.command(
@@ -91,7 +91,7 @@ def _recipe(stage: str, manifest: Path, output: Path, quick: bool, seed: int) ->
         f"run.folder={output}",
         f"run.name={stage}",
         f"train.seed={seed}",
-        *(QUICK if quick else ()),
+        *((QUICK[stage],) if quick else ()),
     ]
     if stage == "cma":
         overrides.append(f"run.start_from={output / 'avid'}")

@@ -70,11 +70,11 @@ class Cause:
 
 
 def draw_causes(rng: np.random.Generator) -> list[Cause]:
-    """Draw one object, or in a fifth of the clips two that differ in size and phase but keep one tempo."""
+    """Draw one object, or in a tenth of the clips two that differ in size and phase but keep one tempo."""
     rate_hz = float(np.exp(rng.uniform(*np.log(RATE_RANGE_HZ))))
     size = float(np.exp(rng.uniform(*np.log(SIZE_RANGE))))
     texture = float(rng.uniform())
-    if rng.uniform() < 0.8:
+    if rng.uniform() < 0.9:
         return [_draw_cause(rng, rate_hz, size, texture)]
     sizes = 0.9 * min(size, 0.30) * np.array([1.0, rng.uniform(0.7, 0.95)])
     return [_draw_cause(rng, rate_hz, float(each), texture) for each in sizes]

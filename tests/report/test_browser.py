@@ -1,36 +1,10 @@
 """The page in a real browser, opened from a file: no complaint, videos that play, no request to a network."""
 
-import os
-import shutil
-
 import pytest
 
 from avssl.report import write_report
 
 pytestmark = pytest.mark.browser
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
-        assert os.environ.get("AVSSL_REQUIRE_BROWSER") != "1", f"none of {', '.join(names)} is installed"
-        pytest.skip("no Chromium is installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
