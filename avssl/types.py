@@ -126,6 +126,24 @@ class ClipReader(Protocol):
         ...
 
 
+class Progress(Protocol):
+    """What long work reports to; the work does not know whether anybody is watching."""
+
+    def update(self, completed: int, total: int | None = None, **fields: object) -> None:
+        """Say how much is done.
+
+        Parameters
+        ----------
+        completed : int
+            Steps or files done in all.
+        total : int, optional
+            New total, when it is known only now.
+        **fields
+            Shown by name, such as ``loss=3.21``. A field ``rate`` replaces the measured one.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Views:
     """What an objective sees: augmented, normalised tensors on the training device.

@@ -1,3 +1,6 @@
+import json
+
+import av
 import numpy as np
 import pytest
 import torch
@@ -92,15 +95,19 @@ def test_suite_measures_probes_and_retrieval(manifest, encoders):
     assert row["linear_audio"] == 1.0  # one tone or another: random filters tell them apart
     assert {"knn_video", "a2v_r1", "v2a_r5", "a2v_median_rank", "a2v_class_precision"} <= row.keys()
     assert "a2v_r10" not in row  # deeper than the pool
-    table = results_table([{"name": "x", "metrics": row}], len(features.rows), train, "cmd")
-    assert table["chance"] == {"r1": 1 / 8, "r5": 5 / 8, "linear": 0.5}
+    table = results_table([{"name": "x", "metrics": row}], len(features.rows), train, test, "cmd")
+    assert table["chance"] == {
+        "r1": 1 / 8,
+        "r5": 5 / 8,
+        "linear": 0.5,
+        "positive_precision": 2 * 5 * 4 / (10 * 9),
+        "class_precision": 0.5,
+    }
 
 
 def test_gallery_marks_the_query_itself_and_its_class(manifest, encoders, tmp_path):
     test = manifest.select(split="test")
     features = extract_features(encoders, CONFIG, test, num_clips=1, num_workers=0)
-    import json
-
     path = write_gallery(tmp_path, {"A": (features, "a2v"), "V": (features, "v2a")}, test, num_queries=3, k=8)
     sections = json.loads(path.read_text())["sections"]
     assert [section["title"] for section in sections] == ["A", "V"]
@@ -113,8 +120,6 @@ def test_gallery_marks_the_query_itself_and_its_class(manifest, encoders, tmp_pa
 
 
 def test_preview_of_odd_sized_video_is_even_and_of_a_broken_one_is_none(tmp_path):
-    import av
-
     source = write_media(tmp_path / "a.mkv", size=(301, 201), codec="ffv1", pix_fmt="bgr0", seconds=1.0)
     assert write_preview(str(source), 0.0, tmp_path / "p.mp4")
     with av.open(str(tmp_path / "p.mp4")) as container:

@@ -67,7 +67,7 @@ def demo(quick: bool, output: Path, cache: Path, seed: int, restart: bool) -> No
     for recipe in recipes.values():
         run_stage(recipe, restart)
     judged, train, test = _judge(recipes, output)
-    write_results(output, judged, train)
+    write_results(output, judged, train, test)
     galleries = {
         f"{title} ({one.name})": (one.features, direction)
         for one in judged[:0:-1]

@@ -92,7 +92,7 @@ def evaluate(
             config.run.name, encoders, config, train, test, clips, place, state if manifest is None else None
         ),
     ]
-    write_results(run, judged, train)
+    write_results(run, judged, train, test)
     if gallery:
         features = judged[-1].features
         titles = {"Audio to video": (features, "a2v"), "Video to audio": (features, "v2a")}
@@ -134,10 +134,10 @@ def judge(
     return Judged(name, metrics, features)
 
 
-def write_results(folder: Path, judged: Sequence[Judged], train: Manifest) -> None:
+def write_results(folder: Path, judged: Sequence[Judged], train: Manifest, test: Manifest) -> None:
     """Write ``results.json`` for the report and for other programs."""
     rows = [{"name": one.name, "metrics": one.metrics} for one in judged]
-    content = results_table(rows, len(judged[-1].features.rows), train, command_line())
+    content = results_table(rows, len(judged[-1].features.rows), train, test, command_line())
     (folder / "results.json").write_text(json.dumps(content, indent=1))
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from avssl.build import Config
-from avssl.cli.progress import Progress, progress_bar
+from avssl.cli.progress import progress_bar
 from avssl.config import load_config
 from avssl.errors import Interrupted
 from avssl.report import write_report
 from avssl.train import pretrain as run_pretrain
+from avssl.types import Progress
 
 
 @click.command(

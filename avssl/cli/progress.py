@@ -6,29 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-
-class Progress(Protocol):
-    """What long work reports to; the work does not know whether anybody is watching."""
-
-    def update(self, completed: int, total: int | None = None, **fields: object) -> None:
-        """Say how much is done.
-
-        Parameters
-        ----------
-        completed : int
-            Steps or files done in all.
-        total : int, optional
-            New total, when it is known only now.
-        **fields
-            Shown by name, such as ``loss=3.21``. A field ``rate`` replaces the measured one.
-        """
-        ...
+from avssl.types import Progress
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -140,12 +141,16 @@ def evaluate_encoders(
 
 
 def results_table(
-    rows: list[dict[str, Any]], pool_size: int, train: Manifest, command: str
+    rows: list[dict[str, Any]], pool_size: int, train: Manifest, test: Manifest, command: str
 ) -> dict[str, Any]:
     """What ``results.json`` holds: named rows of metrics, chance levels and what they were measured on."""
     chance: dict[str, float] = {f"r{k}": k / pool_size for k in (1, 5, 10) if k <= pool_size}
     if len(train.classes) >= 2:
         chance["linear"] = 1 / len(train.classes)
+        counts, others = Counter(train.labels).values(), Counter(test.labels).values()
+        pairs = len(train) * (len(train) - 1)
+        chance["positive_precision"] = sum(n * (n - 1) for n in counts) / pairs  # never with itself
+        chance["class_precision"] = sum(n * n for n in others) / len(test) ** 2
     return {
         "rows": rows,
         "pool_size": pool_size,

@@ -63,7 +63,8 @@ def compare(results: Record) -> Comparison | None:
     rows = [
         (str(row.get("name", "unnamed")), mapping(row.get("metrics"))) for row in records(results.get("rows"))
     ]
-    names = {name for _, metrics in rows for name in metrics}
+    # Mean ranks stay in results.json: the median says enough, and the table has to fit a screen.
+    names = {name for _, metrics in rows for name in metrics if not name.endswith("mean_rank")}
     absent = {name for name in names if all(number(metrics.get(name)) is None for _, metrics in rows)}
     grouped = _group(names - absent)
     if not grouped:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from avssl.data import Manifest
-from avssl.decode import open_reader
+from avssl.decode import open_reader, probe
 from avssl.errors import DecodeError
 from avssl.features import Features
 from avssl.memory import nearest
@@ -96,7 +96,7 @@ def write_preview(path: str, start_seconds: float, target: Path, seconds: float 
         False when the file cannot be read; nothing is written then.
     """
     reader = open_reader()
-    duration = max(min(seconds, probe_seconds(path) - start_seconds), 1 / FPS)
+    duration = max(min(seconds, _duration_seconds(path) - start_seconds), 1 / FPS)
     num_frames = max(1, int(duration * FPS))
     try:
         clip = reader.read(
@@ -113,10 +113,8 @@ def write_preview(path: str, start_seconds: float, target: Path, seconds: float 
     return True
 
 
-def probe_seconds(path: str) -> float:
+def _duration_seconds(path: str) -> float:
     """Length of a file in seconds, 0 when it cannot be opened."""
-    from avssl.decode import probe
-
     try:
         return probe(path).duration_seconds
     except DecodeError:

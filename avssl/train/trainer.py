@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +26,7 @@ from avssl.objectives import Objective
 from avssl.optim import set_learning_rate
 from avssl.train.log import MetricsLog, RunningMeans
 from avssl.transforms import ViewMaker
-
-
-class Progress(Protocol):
-    """Where the loop tells how far it is; `avssl.cli.progress` shows it."""
-
-    def update(self, completed: int, **fields: object) -> None:
-        """Show that so many steps are done, with some numbers."""
-        ...
+from avssl.types import Progress
 
 
 @dataclass
@@ -218,8 +211,8 @@ class Trainer:
         if self.position.step % self.settings.log_every == 0:
             numbers = self._write_log()
             self.ledger.check(self.settings.max_skipped, self.settings.num_rows)
-            shown = {"loss": numbers.get("loss", 0.0), "clips_per_second": numbers["clips_per_second"]}
-            progress.update(self.position.step, **shown)
+            loss, rate = numbers.get("loss", 0.0), f"{numbers['clips_per_second']:.0f} clips/s"
+            progress.update(self.position.step, loss=loss, rate=rate)
 
     def _write_log(self) -> dict[str, float]:
         """Write the means since the last line; raises on a loss that is not finite."""

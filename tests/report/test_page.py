@@ -150,11 +150,20 @@ def test_comparison_marks_equal_values_alike_and_names_what_was_not_evaluated(ru
 
 
 def test_comparison_orders_recalls_by_depth_before_other_columns_and_ranks(run):
-    names = ("a2v_mean_rank", "a2v_r10", "a2v_class_precision", "a2v_r5", "effective_rank", "std", "a2v_r1")
+    names = (
+        "a2v_mean_rank",
+        "a2v_median_rank",
+        "a2v_r10",
+        "a2v_class_precision",
+        "a2v_r5",
+        "effective_rank",
+        "std",
+        "a2v_r1",
+    )
     rows = [{"name": "a", "metrics": dict.fromkeys(names, 0.5)}]
     (run / "results.json").write_text(json.dumps({"rows": rows}))
     page = _write(run, "report.html")
-    assert page.rows("Model") == ["ModelR@1R@5R@10class precisionmean rankstdeffective rank"]
+    assert page.rows("Model") == ["ModelR@1R@5R@10class precisionmedian rankstdeffective rank"]
     assert page.rows("a") == ["a50.0 %50.0 %50.0 %50.0 %0.50.50.5"]
 
 
