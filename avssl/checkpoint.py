@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from avssl import __version__
 from avssl.errors import CheckpointError
+from avssl.files import atomic_write
 
 FILE_NAME = "checkpoint.pt"
 
@@ -27,15 +27,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     state : dict
         Tensors, numbers, strings and containers of them only, so that it loads without unpickling code.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with atomic_write(path) as file:
             torch.save({"avssl_version": __version__, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: cannot be written: {error.strerror or error}; free some space or choose another "
             "place with run.folder="

@@ -13,7 +13,7 @@ import avssl
 PACKAGE = Path(avssl.__file__).parent
 REPOSITORY = PACKAGE.parent
 FLOORS = {
-    1: ["types", "errors", "dist", "config", "checkpoint"],
+    1: ["types", "errors", "dist", "config", "files", "checkpoint"],
     2: ["decode", "transforms", "models", "memory", "optim", "sounding_shapes"],
     3: ["data", "objectives"],
     4: ["build", "features"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from avssl.data import Manifest
 from avssl.errors import ManifestError
 from avssl.evaluate.suite import agreement_row, evaluate_encoders, results_table
 from avssl.features import Features, load_encoders
+from avssl.files import write_json
 from avssl.models import DualEncoder
 from avssl.report import write_report
 from avssl.retrieve import write_gallery
@@ -74,17 +74,18 @@ def evaluate(
     device: str,
     gallery: bool,
 ) -> None:
-    """Measure the run RUN next to the same networks at random initialisation.
+    """Measure the run RUN (its folder) next to the same networks at random initialisation.
 
     Retrieval between sound and video takes place among the files of the test split. With labels, linear
     probe and kNN accuracy of the video and audio features are measured too, and how often agreements mined
     from the memories have the query's class. Writes RUN/results.json, RUN/gallery.json and RUN/report.html.
     """
+    state = load_checkpoint(run)
+    run = run.parent if run.is_file() else run
     whole = Manifest.load(manifest or run / "manifest.parquet")
     train = _split(whole, train_split, "--train-split")
     test = _split(whole, test_split, "--test-split")
     place = build_device(device)
-    state = load_checkpoint(run)
     encoders, config = load_encoders(state, run)
     judged = [
         judge("random init", random_encoders(config), config, train, test, clips, place),
@@ -138,7 +139,7 @@ def write_results(folder: Path, judged: Sequence[Judged], train: Manifest, test:
     """Write ``results.json`` for the report and for other programs."""
     rows = [{"name": one.name, "metrics": one.metrics} for one in judged]
     content = results_table(rows, len(judged[-1].features.rows), train, test, command_line())
-    (folder / "results.json").write_text(json.dumps(content, indent=1))
+    write_json(folder / "results.json", content)
 
 
 def print_table(judged: Sequence[Judged], pool_size: int, train: Manifest) -> None:

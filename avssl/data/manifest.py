@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from avssl.data.tables import (
     SCHEMA,
     Sample,
-    atomic_write,
     check_names,
     read_columns,
     read_metadata,
@@ -28,6 +27,7 @@ from avssl.data.tables import (
     samples_of,
 )
 from avssl.errors import ManifestError
+from avssl.files import atomic_write
 
 VERSION = 1
 """Version of the parquet layout; a file with a higher one is refused."""

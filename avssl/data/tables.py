@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import difflib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -252,18 +251,3 @@ def default_id(path: str, start_seconds: float = 0.0, end_seconds: float | None 
     if end_seconds is None:
         return path if start_seconds == 0 else f"{path}#{start_seconds:.10g}-"
     return f"{path}#{start_seconds:.10g}-{end_seconds:.10g}"
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open `path` for writing so that it appears whole or not at all: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

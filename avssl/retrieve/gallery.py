@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from avssl.data import Manifest
 from avssl.decode import open_reader, probe
 from avssl.errors import DecodeError
 from avssl.features import Features
+from avssl.files import write_json
 from avssl.memory import nearest
 from avssl.sounding_shapes.write import FPS, SAMPLE_RATE, encode_mp4
 from avssl.types import AudioWindow, VideoWindow
@@ -51,7 +51,7 @@ def write_gallery(
         for title, (features, direction) in sections.items()
     ]
     path = folder / "gallery.json"
-    path.write_text(json.dumps({"sections": content}, indent=1))
+    write_json(path, {"sections": content})
     return path
 
 

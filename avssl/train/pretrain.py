@@ -22,6 +22,7 @@ from avssl.config import config_diff, config_from_dict, config_to_dict, dump_con
 from avssl.data import ClipDataset, Failure, Manifest, RunSampler, SkipLedger, Skipped, make_loader, scan
 from avssl.decode import open_reader
 from avssl.errors import CheckpointError, ConfigError
+from avssl.files import write_json, write_text
 from avssl.objectives import Objective
 from avssl.optim import learning_rate_factor
 from avssl.train.log import MetricsLog
@@ -72,7 +73,7 @@ def pretrain(
     manifest = whole.select(split=config.data.split, need_video=True, need_audio=True)
     if checkpoint is not None:
         _check_same_run(checkpoint, config, manifest, folder)
-    (folder / "config.yaml").write_text(dump_config(config))
+    write_text(folder / "config.yaml", dump_config(config))
     return _train(config, folder, manifest, whole, ledger, checkpoint, start_progress, command)
 
 
@@ -86,11 +87,11 @@ def _train(
     start_progress: Callable[[str, int, int], Any],
     command: str,
 ) -> Path:
-    began = time.monotonic()
+    began = time.monotonic() - _seconds_so_far(folder, checkpoint is not None)
     device = build_device(config.train.device)
     workers = set_threads(config, device)
     torch.manual_seed(config.train.seed)
-    objective = _start_objective(config, len(manifest), checkpoint).to(device)
+    objective = _start_objective(config, manifest, checkpoint).to(device)
     optimizer = build_optimizer(config.optim, objective)
     position = Position()
     if checkpoint is not None:
@@ -100,7 +101,7 @@ def _train(
     settings = _loop_settings(config, sampler.batches_per_epoch, len(manifest), device)
     total_steps = config.train.epochs * -(-sampler.batches_per_epoch // config.train.accumulate)
     record = partial(_write_record, folder, config, manifest, whole, device, command)
-    record(status="running", seconds=0.0)
+    record(status="running", seconds=time.monotonic() - began)
     log = MetricsLog(folder, position.step)
     trainer = Trainer(
         objective,
@@ -121,14 +122,22 @@ def _train(
     )
     if checkpoint is not None:
         trainer.scaler.load_state_dict(checkpoint["scaler"])
+    status = "stopped"
     try:
-        with start_progress(config.run.name, total_steps, position.step) as progress:
-            if position.epoch < config.train.epochs:
+        if position.epoch < config.train.epochs:
+            with start_progress(config.run.name, total_steps, position.step) as progress:
                 trainer.fit(progress)
+        status = "finished"
     finally:
         log.close()
-    record(status="finished", seconds=time.monotonic() - began)
+        record(status=status, seconds=time.monotonic() - began)
     return folder
+
+
+def _seconds_so_far(folder: Path, resuming: bool) -> float:
+    """Time that earlier sessions of the run took, as far as they lived to write it down."""
+    path = folder / "run.json"
+    return float(json.loads(path.read_text())["seconds"]) if resuming and path.exists() else 0.0
 
 
 def find_manifest(
@@ -184,12 +193,17 @@ def set_threads(config: Config, device: torch.device) -> int:
     return workers
 
 
-def _start_objective(config: Config, num_instances: int, checkpoint: dict[str, Any] | None) -> Objective:
-    objective = build_objective(config, num_instances)
+def _start_objective(config: Config, manifest: Manifest, checkpoint: dict[str, Any] | None) -> Objective:
+    objective = build_objective(config, len(manifest))
     if checkpoint is not None:
         objective.load_state_dict(checkpoint["objective"])
     elif config.run.start_from is not None:
         before = load_checkpoint(config.run.start_from)
+        if before["manifest_hash"] != manifest.hash:
+            raise CheckpointError(
+                f"{config.run.start_from}: its memories belong to other data (manifest "
+                f"{before['manifest_hash'][:12]}, now {manifest.hash[:12]}); use the same data in both stages"
+            )
         try:
             objective.start_from(before["objective"])
         except (RuntimeError, KeyError) as error:
@@ -313,7 +327,7 @@ def _write_record(
         },
         "settings": asdict(config.train),
     }
-    (folder / "run.json").write_text(json.dumps(content, indent=1))
+    write_json(folder / "run.json", content)
 
 
 def _missing_stream(has_video: bool, has_audio: bool) -> str:

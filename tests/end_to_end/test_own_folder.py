@@ -92,6 +92,7 @@ def test_evaluate_prints_a_table_and_extends_the_report(avssl, trained):
         (("objective.num_negatives=0",), "num_negatives must be at least 1; got 0"),
         (("data.root=/nowhere",), "/nowhere"),
         (("run.start_from=/nowhere",), "no such checkpoint"),
+        (("data.val_share=2",), "data.val_share"),
         (("data.max_skipped=0.01",), "data.max_skipped="),
     ],
 )
@@ -101,6 +102,12 @@ def test_wrong_input_gives_one_clear_line(avssl, folder, tmp_path, arguments, me
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert sum(line.startswith("avssl: error:") for line in result.stderr.splitlines()) == 1
+
+
+def test_evaluating_what_is_no_run_is_one_clear_line(avssl, tmp_path):
+    result = avssl("evaluate", tmp_path / "nothing")
+    assert result.returncode == 2
+    assert "no such checkpoint; give a run folder" in result.stderr
 
 
 def losses(run):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,3 +164,28 @@ def test_precision_clipping_and_schedule_are_used(recipe, progress):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [round(line["lr"], 6) for line in lines] == [0.1] * 3 + [0.01] * 6
     assert all(line["grad_norm"] > 0 for line in lines)
+
+
+def test_memories_of_other_data_are_refused(recipe, progress, tmp_path):
+    (tmp_path / "other" / "a").mkdir(parents=True)
+    for i in range(5):
+        write_media(tmp_path / "other" / "a" / f"{i}.mp4", seconds=1.2, size=(48, 40), first_number=i)
+    other = {"root": str(tmp_path / "other"), "val_share": 0.0}
+    first = pretrain(recipe(data=other, run={"name": "first"}), progress)
+    with pytest.raises(CheckpointError, match=r"memories belong to other data.*use the same data"):
+        pretrain(recipe(run={"name": "second", "start_from": str(first)}), progress)
+
+
+def test_the_record_counts_the_time_of_all_sessions(recipe, progress, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=4)
+        with pytest.raises(Interrupted):
+            pretrain(recipe(), progress)
+    path = Path(recipe().run.folder) / "run" / "run.json"
+    record = json.loads(path.read_text())
+    assert record["status"] == "stopped"
+    path.write_text(json.dumps(record | {"seconds": 1000.0}))
+    pretrain(recipe(), progress)
+    record = json.loads(path.read_text())
+    assert record["status"] == "finished"
+    assert 1000 < record["seconds"] < 1100
