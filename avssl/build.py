@@ -6,6 +6,7 @@ Sections typed ``dict`` name a class or hold arguments of a constructor and are 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from avssl.config import build_section, check_arguments
 from avssl.data import AudioSpec, VideoSpec
+from avssl.errors import ConfigError
 from avssl.models import AudioConvNet, DualEncoder, R2Plus1D, ResNetAudio, TorchvisionVideo
 from avssl.objectives import AVID, CMA, Objective
 from avssl.optim import OptimizerName, ScheduleName, make_optimizer
@@ -182,7 +184,35 @@ def build_optimizer(config: OptimConfig, objective: Objective) -> Optimizer:
 
 
 def build_device(name: str) -> torch.device:
-    """Device by name; ``"auto"`` is the first GPU if there is one."""
+    """Device by name; ``"auto"`` is the first GPU if there is one.
+
+    Raises
+    ------
+    ConfigError
+        For a name torch does not know, and for a GPU that is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"train.device is {name!r}; must be auto, cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"train.device is {name!r} but torch sees {count} GPUs here; use train.device=auto, or run "
+            "`avssl doctor` to see why"
+        )
+    return device
+
+
+def share_cores(config: Config, device: torch.device) -> int:
+    """Share the cores between torch and the loader; returns the number of workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu = device.type == "cpu"
+    workers = config.data.num_workers
+    if workers is None:
+        workers = max(1, cores // 2) if on_cpu else min(cores, 16)
+    # Threads that wait for one another in spinning barriers slow down ten-fold when workers take their cores.
+    torch.set_num_threads(config.train.threads or (max(1, cores - workers) if on_cpu else cores))
+    return workers

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from avssl.build import Config, build_device, build_encoders
+from avssl.build import Config, build_device, build_encoders, share_cores
 from avssl.checkpoint import load_checkpoint
 from avssl.cli.pretrain import command_line
 from avssl.cli.progress import progress_bar
@@ -126,6 +126,7 @@ def judge(
             train,
             test,
             num_clips=num_clips,
+            num_workers=share_cores(config, device),
             device=device,
             progress=lambda done, total: bar.update(done, total=total),
         )

@@ -16,7 +16,15 @@ import av
 import torch
 
 from avssl import __version__
-from avssl.build import Config, build_device, build_objective, build_optimizer, build_specs, build_views
+from avssl.build import (
+    Config,
+    build_device,
+    build_objective,
+    build_optimizer,
+    build_specs,
+    build_views,
+    share_cores,
+)
 from avssl.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from avssl.config import config_diff, config_from_dict, config_to_dict, dump_config
 from avssl.data import ClipDataset, Failure, Manifest, RunSampler, SkipLedger, Skipped, make_loader, scan
@@ -63,6 +71,12 @@ def pretrain(
     AvsslError
         With a message for the user; `Interrupted` after a requested stop.
     """
+    size, parts = config.train.batch_size, config.train.accumulate
+    if size % parts or size < 2 * parts:
+        raise ConfigError(
+            f"train.batch_size is {size} and train.accumulate {parts}; the batch must divide into parts of at "
+            "least 2 clips; change one of them"
+        )
     folder = Path(config.run.folder) / config.run.name
     if restart and folder.exists():
         _move_aside(folder)
@@ -89,7 +103,7 @@ def _train(
 ) -> Path:
     began = time.monotonic() - _seconds_so_far(folder, checkpoint is not None)
     device = build_device(config.train.device)
-    workers = set_threads(config, device)
+    workers = share_cores(config, device)
     torch.manual_seed(config.train.seed)
     objective = _start_objective(config, manifest, checkpoint).to(device)
     optimizer = build_optimizer(config.optim, objective)
@@ -179,18 +193,6 @@ def find_manifest(
 
 def _failure(skipped: Skipped) -> Failure:
     return Failure(-1, skipped.path, skipped.path, skipped.stage, skipped.reason)
-
-
-def set_threads(config: Config, device: torch.device) -> int:
-    """Share the cores between torch and the loader; returns the number of workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_cpu = device.type == "cpu"
-    workers = config.data.num_workers
-    if workers is None:
-        workers = max(1, cores // 2) if on_cpu else min(cores, 16)
-    # Threads that wait for one another in spinning barriers slow down ten-fold when workers take their cores.
-    torch.set_num_threads(config.train.threads or (max(1, cores - workers) if on_cpu else cores))
-    return workers
 
 
 def _start_objective(config: Config, manifest: Manifest, checkpoint: dict[str, Any] | None) -> Objective:

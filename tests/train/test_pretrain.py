@@ -9,6 +9,7 @@ import pytest
 import torch
 from media import write_media
 
+from avssl.build import share_cores
 from avssl.checkpoint import load_checkpoint
 from avssl.data import Manifest
 from avssl.errors import CheckpointError, ConfigError, Interrupted, TooManySkippedError, TrainingError
@@ -147,6 +148,33 @@ def test_no_data_or_two_sources_are_refused(recipe, progress):
     for data in ({"root": None}, {"manifest": "x.parquet"}):
         with pytest.raises(ConfigError, match="give exactly one"):
             pretrain(recipe(data=data), progress)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"batch_size": 4, "accumulate": 3}, "divide into parts of at least 2 clips"),
+        ({"batch_size": 4, "accumulate": 4}, "divide into parts of at least 2 clips"),
+        ({"device": "gpu"}, "must be auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, r"torch sees \d+ GPUs here; use train\.device=auto"),
+    ],
+)
+def test_impossible_training_settings_are_refused(recipe, progress, train, message):
+    with pytest.raises(ConfigError, match=message):
+        pretrain(recipe(train=train), progress)
+
+
+def test_cores_are_shared_between_torch_and_workers(recipe):
+    threads = torch.get_num_threads()
+    try:
+        config = recipe(train={"threads": None}, data={"num_workers": None})
+        workers = share_cores(config, torch.device("cpu"))
+        cores = len(os.sched_getaffinity(0))
+        assert workers == max(1, cores // 2)
+        assert torch.get_num_threads() == max(1, cores - workers)
+        assert share_cores(recipe(data={"num_workers": 0}), torch.device("cpu")) == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(recipe, progress, monkeypatch):
