@@ -74,7 +74,7 @@ def pretrain(
     size, parts = config.train.batch_size, config.train.accumulate
     if size % parts or size < 2 * parts:
         raise ConfigError(
-            f"train.batch_size is {size} and train.accumulate {parts}; the batch must divide into parts of at "
+            f"train.batch_size is {size} and train.accumulate {parts}; a batch must divide into parts of at "
             "least 2 clips; change one of them"
         )
     folder = Path(config.run.folder) / config.run.name
