@@ -102,7 +102,8 @@ def extract_features(
     for number, batch in enumerate(loader):
         failures += batch.failures
         if len(batch):
-            view = views(batch.to(device).frames, batch.waveform, batch.index)
+            moved = batch.to(device)
+            view = views(moved.frames, moved.waveform, moved.index)
             parts.append((batch.index, *_encode(encoders, view.video[0], view.audio[0])))
         if progress is not None:
             done = min((number + 1) * batch_size, len(manifest) * num_clips)

@@ -102,6 +102,11 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except AvsslError as error:
             raise Failure(str(error)) from error
+        except OSError as error:
+            if error.filename is None:  # a closed pipe, say, which click knows how to treat
+                raise
+            message = f"{error.filename}: {error.strerror}; check the path, its permissions and the disk"
+            raise Failure(message) from error
         except (KeyboardInterrupt, click.Abort):
             click.echo("\navssl: interrupted", err=True)
             ctx.exit(130)

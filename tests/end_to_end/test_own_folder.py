@@ -110,6 +110,14 @@ def test_evaluating_what_is_no_run_is_one_clear_line(avssl, tmp_path):
     assert "no such checkpoint; give a run folder" in result.stderr
 
 
+def test_a_place_that_cannot_be_written_is_one_clear_line(avssl, folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = avssl(*recipe("avid", folder, f"run.folder={tmp_path / 'file'}"))
+    assert result.returncode == 2
+    assert f"avssl: error: {tmp_path / 'file'}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def losses(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
