@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 
-from avssl import __version__
 from avssl.build import (
     Config,
     build_device,
@@ -30,10 +24,11 @@ from avssl.config import config_diff, config_from_dict, config_to_dict, dump_con
 from avssl.data import ClipDataset, Failure, Manifest, RunSampler, SkipLedger, Skipped, make_loader, scan
 from avssl.decode import open_reader
 from avssl.errors import CheckpointError, ConfigError
-from avssl.files import write_json, write_text
+from avssl.files import write_text
 from avssl.objectives import Objective
 from avssl.optim import learning_rate_factor
 from avssl.train.log import MetricsLog
+from avssl.train.record import seconds_so_far, write_record
 from avssl.train.trainer import LoopSettings, Position, Trainer
 
 FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
@@ -101,7 +96,7 @@ def _train(
     start_progress: Callable[[str, int, int], Any],
     command: str,
 ) -> Path:
-    began = time.monotonic() - _seconds_so_far(folder, checkpoint is not None)
+    began = time.monotonic() - seconds_so_far(folder, checkpoint is not None)
     device = build_device(config.train.device)
     workers = share_cores(config, device)
     torch.manual_seed(config.train.seed)
@@ -114,7 +109,7 @@ def _train(
     sampler = _sampler(config, manifest, position)
     settings = _loop_settings(config, sampler.batches_per_epoch, len(manifest), device)
     total_steps = config.train.epochs * -(-sampler.batches_per_epoch // config.train.accumulate)
-    record = partial(_write_record, folder, config, manifest, whole, device, command)
+    record = partial(write_record, folder, config, manifest, whole, device, command)
     record(status="running", seconds=time.monotonic() - began)
     log = MetricsLog(folder, position.step)
     trainer = Trainer(
@@ -148,12 +143,6 @@ def _train(
     return folder
 
 
-def _seconds_so_far(folder: Path, resuming: bool) -> float:
-    """Time that earlier sessions of the run took, as far as they lived to write it down."""
-    path = folder / "run.json"
-    return float(json.loads(path.read_text())["seconds"]) if resuming and path.exists() else 0.0
-
-
 def find_manifest(
     config: Config,
     folder: Path,
@@ -167,7 +156,8 @@ def find_manifest(
     """
     saved = folder / "manifest.parquet"
     if resuming and saved.exists():
-        return Manifest.load(saved)
+        moved = config.data.root is not None and Path(config.data.root).is_dir()
+        return Manifest.load(saved, root=config.data.root if moved else None)
     if (config.data.root is None) == (config.data.manifest is None):
         raise ConfigError(
             f"data.root is {config.data.root!r} and data.manifest is {config.data.manifest!r}; give exactly "
@@ -289,50 +279,3 @@ def _move_aside(folder: Path) -> None:
     while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
     folder.rename(aside)
-
-
-def _write_record(
-    folder: Path,
-    config: Config,
-    manifest: Manifest,
-    whole: Manifest,
-    device: torch.device,
-    command: str,
-    status: str,
-    seconds: float,
-) -> None:
-    """Write ``run.json``: what was trained on, with what, by which command."""
-    in_split = whole.select(split=config.data.split)
-    left_out = [
-        {"path": in_split.path(i), "stage": "audio" if row.has_video else "video", "reason": reason}
-        for i, row in enumerate(in_split.row(i) for i in range(len(in_split)))
-        if (reason := _missing_stream(row.has_video, row.has_audio))
-    ]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores"
-    versions = {
-        "avssl": __version__,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "av": av.__version__,
-    }
-    content = {
-        "status": status,
-        "seconds": round(seconds, 1),
-        "command": command,
-        "device": name,
-        "versions": versions,
-        "manifest": {
-            "rows": len(in_split),
-            "used": len(manifest),
-            "hash": manifest.hash,
-            "left_out": left_out,
-        },
-        "settings": asdict(config.train),
-    }
-    write_json(folder / "run.json", content)
-
-
-def _missing_stream(has_video: bool, has_audio: bool) -> str:
-    if not has_video:
-        return "the file has no video stream"
-    return "" if has_audio else "the file has no audio stream"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -217,3 +218,17 @@ def test_the_record_counts_the_time_of_all_sessions(recipe, progress, monkeypatc
     record = json.loads(path.read_text())
     assert record["status"] == "finished"
     assert 1000 < record["seconds"] < 1100
+
+
+def test_a_run_goes_on_after_its_videos_have_moved(recipe, progress, videos, monkeypatch, tmp_path):
+    whole = pretrain(recipe(run={"name": "whole"}), progress)
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(videos, old)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=4)
+        with pytest.raises(Interrupted):
+            pretrain(recipe(data={"root": str(old)}), progress)
+    old.rename(new)
+    moved = pretrain(recipe(data={"root": str(new)}), progress)
+    assert losses(moved) == losses(whole)
+    assert not (moved / "skipped.jsonl").exists()
