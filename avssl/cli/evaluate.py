@@ -42,6 +42,10 @@ COLUMNS = {
 }
 
 
+AGREEMENTS = 16
+"""Agreements an instance whose classes are looked at; one number for all runs, so that they compare."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """One evaluated model: its row of metrics and its features of the test split."""
@@ -87,11 +91,10 @@ def evaluate(
     test = _split(whole, test_split, "--test-split")
     place = build_device(device)
     encoders, config = load_encoders(state, run)
+    own_data = train.hash == state["manifest_hash"]  # else the memories are those of other samples
     judged = [
         judge("random init", random_encoders(config), config, train, test, clips, place),
-        judge(
-            config.run.name, encoders, config, train, test, clips, place, state if manifest is None else None
-        ),
+        judge(config.run.name, encoders, config, train, test, clips, place, state if own_data else None),
     ]
     write_results(run, judged, train, test)
     if gallery:
@@ -131,8 +134,7 @@ def judge(
             progress=lambda done, total: bar.update(done, total=total),
         )
     if state is not None and "bank.video" in state["objective"] and None not in train.labels:
-        width = state["objective"]["positive_set"].shape[1] if "positive_set" in state["objective"] else 8
-        metrics |= agreement_row(state["objective"], train.labels, width)
+        metrics |= agreement_row(state["objective"], train.labels, AGREEMENTS)
     return Judged(name, metrics, features)
 
 
