@@ -9,15 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.memory import MemoryBank, Modality, draw_negatives
+from avssl.memory import BankDtype, MemoryBank, Modality, draw_negatives, draw_pool
 from avssl.models import DualEncoder
-from avssl.objectives.base import Objective
-from avssl.objectives.nce import Contrast, Partition, PartitionRule, nce_loss, softmax_loss
+from avssl.objectives.base import Objective, TrunkOutputs
+from avssl.objectives.contrast import allowed_of, contrast_pool, contrast_rows
+from avssl.objectives.nce import (
+    Allowed,
+    Contrast,
+    Partition,
+    PartitionRule,
+    mean_over_samples,
+    nce_losses,
+    softmax_losses,
+)
 from avssl.types import Views
 
 
@@ -34,26 +44,32 @@ CROSS = (Direction("v2a", "video", "audio"), Direction("a2v", "audio", "video"))
 WITHIN = (Direction("v2v", "video", "video"), Direction("a2a", "audio", "audio"))
 
 
-def memory_scores(z: Tensor, vectors: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """Scores ``z . mem[rows] / T`` in float32; the memory gets no gradient.
+@dataclass(frozen=True)
+class Negatives:
+    """Rows of the memories that a batch is told from.
 
     Parameters
     ----------
-    z : Tensor, (B, D)
-        Unit embeddings.
-    vectors : Tensor, (N, D)
-        Memory of the target modality.
-    rows : Tensor, (B, K), int64
-        Rows to compare each embedding with.
-    temperature : float > 0
-        T.
-
-    Returns
-    -------
-    Tensor, (B, K)
+    rows : Tensor, (B, K) or (K,), int64
+        Rows of each sample, or one pool for all of them, ascending.
+    exclude : Tensor, (B, E), int64
+        Rows that are no negatives of each sample, -1 for none; of a pool they are left out here.
     """
-    targets = vectors[rows.flatten()].view(*rows.shape, -1)
-    return torch.bmm(targets, z.float().unsqueeze(2)).squeeze(2) / temperature
+
+    rows: Tensor
+    exclude: Tensor
+
+    def first(self, number: int) -> Negatives:
+        """Only the first `number` of them; of a pool, which is sorted, as many at equal steps."""
+        if self.rows.ndim == 2:
+            return Negatives(self.rows[:, :number], self.exclude)
+        step = torch.arange(number, device=self.rows.device) * len(self.rows) // number
+        return Negatives(self.rows[step], self.exclude)
+
+    @cached_property
+    def allowed(self) -> Allowed | None:
+        """Which rows of a pool each sample may use; None without a pool."""
+        return allowed_of(self.rows, self.exclude) if self.rows.ndim == 1 else None
 
 
 class AVID(Objective):
@@ -79,8 +95,13 @@ class AVID(Objective):
         Coefficients of the cross-modal and the within-modal terms.
     contrast : {"nce", "softmax"}
         Official noise-contrastive estimation, or InfoNCE over the same positives and negatives.
-    partition : {"first_batch", "start_of_stage"}
-        See `Partition`; matters only to ``contrast="nce"`` when a stage starts from another.
+    partition : {"first_batch", "start_of_stage"} or float > 0
+        Rule or value of Z, see `Partition`; matters to ``contrast="nce"`` only.
+    shared_negatives : bool
+        One pool of K negatives for the whole batch instead of K draws a sample: one matrix product, many
+        times faster. Each sample leaves out of the pool what it may not be told from.
+    bank_dtype : {"float32", "float16", "bfloat16"}
+        How the memories are stored; they are computed with in float32.
     unseen_negatives : bool
         True draws negatives from all slots, never updated ones included, as the official release does.
         False leaves out slots of clips that have not been seen, such as those of unreadable files.
@@ -108,6 +129,8 @@ class AVID(Objective):
         within: float = 0.0,
         contrast: Contrast = "nce",
         partition: PartitionRule = "first_batch",
+        shared_negatives: bool = False,
+        bank_dtype: BankDtype = "float32",
         unseen_negatives: bool = False,
     ) -> None:
         super().__init__()
@@ -118,18 +141,19 @@ class AVID(Objective):
         self.num_negatives = num_negatives
         self.temperature = temperature
         self.contrast = contrast
+        self.shared_negatives = shared_negatives
         self.unseen_negatives = unseen_negatives
-        self.bank = MemoryBank(num_instances, encoders.embedding_dim, momentum)
+        self.bank = MemoryBank(num_instances, encoders.embedding_dim, momentum, bank_dtype)
         self.partition = Partition(partition)
         self.weights = normalised_weights({"cross": cross, "within": within})
 
-    def forward(self, views: Views) -> dict[str, Tensor]:
+    def loss(self, features: TrunkOutputs) -> dict[str, Tensor]:
         """Loss of a batch; updates the bank when the module is in training mode.
 
         Parameters
         ----------
-        views : Views
-            One video view and one audio view a sample.
+        features : TrunkOutputs
+            One video view and one audio view a sample are used.
 
         Returns
         -------
@@ -137,13 +161,14 @@ class AVID(Objective):
             ``loss``, one ``loss_*`` a direction, ``log_z``, and ``mean_norm_video`` / ``mean_norm_audio``:
             the norm of the mean unit embedding, which goes to 1 when all embeddings fall into one cone.
         """
-        z_video, z_audio = self.encoders(views.video[0], views.audio[0])
-        return self.contrast_embeddings(z_video, z_audio, views.index)
+        z_video = self.encoders.video_head(features.video())
+        z_audio = self.encoders.audio_head(features.audio())
+        return self.contrast_embeddings(z_video, z_audio, features.views.index)
 
     def contrast_embeddings(
         self, z_video: Tensor, z_audio: Tensor, index: Tensor, negatives: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Do the part of `forward` after the encoders, for embeddings from anywhere.
+        """Do the part of `loss` after the encoders, for embeddings from anywhere.
 
         Parameters
         ----------
@@ -151,12 +176,11 @@ class AVID(Objective):
             Embeddings; normalised here.
         index : Tensor, (B,), int64
             Instance of each.
-        negatives : Tensor, (B, K), int64, optional
+        negatives : Tensor, (B, K), int64, or (K,) with `shared_negatives`, optional
             Rows of the negatives; drawn when not given.
         """
         z = {"video": F.normalize(z_video.float(), dim=1), "audio": F.normalize(z_audio.float(), dim=1)}
-        negatives = self.draw(index, index[:, None]) if negatives is None else negatives
-        terms = self.terms(z, index, negatives)
+        terms = self.terms(z, index, self.negatives_for(self.excluded(index), negatives))
         logs = {f"loss_{name}": value.detach() for _, name, value in terms}
         logs |= {f"mean_norm_{m}": z[m].detach().mean(dim=0).norm() for m in z}
         if self.contrast == "nce":
@@ -165,8 +189,13 @@ class AVID(Objective):
             self.bank.update(index, z_video, z_audio)
         return {"loss": self.weighted_sum(terms), **logs}
 
+    @torch.no_grad()
+    def fill_memory(self, views: Views) -> None:
+        """Put the embeddings of a batch into the memories and learn nothing: a pass to warm them up."""
+        self.bank.update(views.index, *self.encoders(views.video[0], views.audio[0]))
+
     def terms(
-        self, z: Mapping[str, Tensor], index: Tensor, negatives: Tensor
+        self, z: Mapping[str, Tensor], index: Tensor, negatives: Negatives
     ) -> list[tuple[str, str, Tensor]]:
         """All terms of the loss as (kind, name, value); a kind with coefficient zero is not computed."""
         directions = {"cross": CROSS, "within": WITHIN}
@@ -182,16 +211,21 @@ class AVID(Objective):
         z: Mapping[str, Tensor],
         direction: Direction,
         positives: Tensor,
-        negatives: Tensor,
+        negatives: Negatives,
         valid: Tensor | None = None,
     ) -> Tensor:
         """Contrast of one direction: queries against positive and negative rows of the target's memory."""
         query, memory = z[direction.query], self.bank.vectors(direction.target)
-        pos = memory_scores(query, memory, positives, self.temperature)
-        neg = memory_scores(query, memory, negatives, self.temperature)
-        if self.contrast == "softmax":
-            return softmax_loss(pos, neg, valid)
-        return nce_loss(pos, neg, self.partition(neg), valid)
+
+        def loss(pos: Tensor, neg: Tensor) -> Tensor:
+            if self.contrast == "softmax":
+                return softmax_losses(pos, neg, valid, negatives.allowed)
+            log_z = self.partition(neg, negatives.allowed)
+            return nce_losses(pos, neg, log_z, valid, negatives.allowed)
+
+        contrast = contrast_rows if negatives.rows.ndim == 2 else contrast_pool
+        losses = contrast(query, memory, positives, negatives.rows, self.temperature, loss)
+        return mean_over_samples(losses, valid)
 
     def weighted_sum(self, terms: list[tuple[str, str, Tensor]]) -> Tensor:
         """Sum over kinds of coefficient times the mean of the kind's directions."""
@@ -199,20 +233,32 @@ class AVID(Objective):
         means = {kind: torch.stack([v for k, _, v in terms if k == kind]).mean() for kind in sorted(kinds)}
         return torch.stack([self.weights[kind] * mean for kind, mean in means.items()]).sum()
 
-    def draw(self, index: Tensor, exclude: Tensor) -> Tensor:
-        """Negative rows for a batch, (B, K), without those in `exclude`, (B, E); -1 excludes nothing."""
-        if self.unseen_negatives:
-            everything = torch.arange(len(self.bank), device=index.device)
-            seen = torch.ones_like(self.bank.seen)
-            return draw_negatives((everything, everything), len(self.bank), exclude, self.num_negatives, seen)
-        return draw_negatives(self.bank.pool(), len(self.bank), exclude, self.num_negatives, self.bank.seen)
+    def excluded(self, index: Tensor) -> Tensor:
+        """Rows that are no negatives of a batch, (B, E): each instance itself; -1 stands for none."""
+        return index[:, None]
 
-    def start_from(self, state: dict[str, Tensor]) -> None:
-        """Begin from another stage: encoders, bank and, by the rule of `partition`, Z."""
+    def negatives_for(self, exclude: Tensor, rows: Tensor | None = None) -> Negatives:
+        """Negatives of a batch without those in `exclude`, (B, E); drawn unless `rows` are given."""
+        bank = self.bank
+        pool = bank.everything() if self.unseen_negatives else bank.pool()
+        if self.shared_negatives:
+            rows = draw_pool(pool, self.num_negatives) if rows is None else rows.sort().values
+        elif rows is None:
+            rows = draw_negatives(pool, exclude, self.num_negatives)
+        return Negatives(rows, exclude)
+
+    def start_from(self, state: dict[str, Tensor]) -> int:
+        """Begin from another stage: encoders, each instance's memories and, by the rule of `partition`, Z."""
         super().start_from(state)
-        if "bank.video" in state:
-            self.bank.load_from(state)
+        if "partition.log_z" in state:
             self.partition.start_from(state["partition.log_z"])
+        if "bank.video" not in state:
+            return 0
+        return int((self.bank.load_from(state) >= 0).sum())
+
+    def name_instances(self, keys: Tensor, groups: Tensor) -> None:
+        """Let the bank know its samples, so that its vectors can be found again in other data."""
+        self.bank.keys.copy_(keys)
 
 
 def normalised_weights(coefficients: dict[str, float]) -> dict[str, float]:

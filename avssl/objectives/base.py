@@ -15,20 +15,81 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from avssl.models import DualEncoder
 from avssl.types import Views
 
 
-class Objective(nn.Module):
-    """Base of the objectives; `forward` returns ``{"loss": scalar, name: scalar to log, ...}``."""
+class TrunkOutputs:
+    """Trunk features of the views of a batch, each computed when first asked for and only once.
 
-    encoders: DualEncoder
+    Objectives that train the same encoders together share it, and so the passes they have in common.
+
+    Parameters
+    ----------
+    encoders : nn.Module
+        Has the trunks `video` and, for sound, `audio`.
+    views : Views
+        The batch.
+    """
+
+    def __init__(self, encoders: nn.Module, views: Views) -> None:
+        self.encoders = encoders
+        self.views = views
+        self._known: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def video(self, view: int = 0) -> Tensor:
+        """Features (B, dim) of a video view, from a forward pass of its own (its own batch statistics)."""
+        return self.videos((view,))
+
+    def audio(self, view: int = 0) -> Tensor:
+        """Features (B, dim) of an audio view."""
+        return self._once("audio", (view,), self.views.audio)
+
+    def videos(self, group: tuple[int, ...]) -> Tensor:
+        """Features (len(group) B, dim) of video views of one size that go through the trunk together."""
+        return self._once("video", group, self.views.video)
+
+    def _once(self, modality: str, group: tuple[int, ...], views: tuple[Tensor, ...]) -> Tensor:
+        if max(group) >= len(views):
+            raise ValueError(
+                f"the objective needs {modality} view {max(group)} (counted from 0), the batch has "
+                f"{len(views)}; add views to the recipe"
+            )
+        if (modality, group) not in self._known:
+            x = views[group[0]] if len(group) == 1 else torch.cat([views[i] for i in group])
+            self._known[modality, group] = getattr(self.encoders, modality)(x)
+        return self._known[modality, group]
+
+
+class Objective(nn.Module):
+    """Base of the objectives.
+
+    A method defines `loss`. Calling the module gives ``{"loss": scalar, name: scalar to log, ...}`` for a
+    batch of views.
+
+    Attributes
+    ----------
+    encoders : nn.Module
+        What is trained, exported and evaluated: has the trunk `video`, and `audio` in audio-visual methods.
+    """
+
+    encoders: Any
+    done_steps: int = 0
+    total_steps: int = 1
+
+    def set_progress(self, done_steps: int, total_steps: int) -> None:
+        """Say how far the training is, before each step: what the method's own schedules go by."""
+        self.done_steps, self.total_steps = done_steps, total_steps
 
     def forward(self, views: Views) -> dict[str, Tensor]:
         """Loss and named numbers to log for a batch of views."""
-        raise TypeError(f"{type(self).__name__} must define forward(views)")
+        return self.loss(TrunkOutputs(self.encoders, views))
+
+    def loss(self, features: TrunkOutputs) -> dict[str, Tensor]:
+        """As `forward`, from the trunks' features, which other objectives may use too."""
+        raise TypeError(f"{type(self).__name__} must define loss(features)")
 
     def before_epoch(
         self, epoch: int, progress: Callable[[int, int], None] | None = None
@@ -36,16 +97,37 @@ class Objective(nn.Module):
         """Do what the method does between epochs (CMA mines agreements); return numbers to log."""
         return {}
 
+    def name_instances(self, keys: Tensor, groups: Tensor) -> None:
+        """Learn what the instances are; methods that remember instances use it.
+
+        Parameters
+        ----------
+        keys : Tensor, (N,), int64
+            `avssl.memory.instance_keys` of the samples' ids.
+        groups : Tensor, (N,), int64
+            Equal for samples that are copies of one clip.
+        """
+
+    def fill_memory(self, views: Views) -> None:
+        """Remember a batch without learning from it; methods without a memory have nothing to do."""
+
     def before_step(self) -> None:
         """Do what the method does between backward and the optimiser's step."""
 
     def after_step(self) -> None:
         """Do what the method does once the parameters have moved."""
 
-    def start_from(self, state: dict[str, Tensor]) -> None:
-        """Begin a new stage from the state dict of another objective on the same encoders."""
+    def start_from(self, state: dict[str, Tensor]) -> int:
+        """Begin a new stage from the state dict of another objective on the same encoders.
+
+        Returns
+        -------
+        int
+            How many of this objective's instances the other one remembered; 0 for methods without memory.
+        """
         encoders = {k.removeprefix("encoders."): v for k, v in state.items() if k.startswith("encoders.")}
         self.encoders.load_state_dict(encoders)
+        return 0
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimiser, with the method's exceptions to its settings."""

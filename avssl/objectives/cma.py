@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from avssl.memory import Agreement, mine_positives
+from avssl.memory import Agreement, BankDtype, Method, Mining, mine_positives
 from avssl.models import DualEncoder
-from avssl.objectives.avid import AVID, CROSS, WITHIN, normalised_weights
+from avssl.objectives.avid import AVID, CROSS, WITHIN, Negatives, normalised_weights
 from avssl.objectives.nce import Contrast, PartitionRule
 
 
@@ -26,7 +26,8 @@ class CMA(AVID):
 
     Parameters
     ----------
-    encoders, num_instances, num_negatives, temperature, momentum, contrast, partition, unseen_negatives
+    encoders, num_instances, num_negatives, temperature, momentum, contrast, partition, shared_negatives, \
+    bank_dtype, unseen_negatives
         As for `AVID`.
     num_positives : int >= 1
         Size k of a positive set.
@@ -39,11 +40,23 @@ class CMA(AVID):
     instance_cross, instance_within, positive_cross, positive_within : float >= 0
         Coefficients; the paper's are 1, 0, 0, 1. The official release computes the cross-modal scores again
         where it means the within-modal instance term; here it is that term.
+    mining : {"auto", "exact", "clusters", "flat", "ivf", "hnsw", "ivfpq"}
+        How agreements are searched for, see `avssl.memory.mine_positives`; ``"auto"`` goes by the size.
     exclude_self : bool
         Whether an instance may not be its own negative. The official release excludes only the positives.
+
+    Attributes
+    ----------
+    positive_set : Tensor, (N, num_positives), int32
+        Rows of the positives of each instance, ascending, -1 for none.
+    last_mining : Mining or None
+        How the present positive sets were found, if that was in this process.
+    previous_positive_set : Tensor or None
+        What they replaced.
     """
 
     positive_set: Tensor
+    groups: Tensor
 
     def __init__(
         self,
@@ -63,7 +76,10 @@ class CMA(AVID):
         positive_within: float = 1.0,
         contrast: Contrast = "nce",
         partition: PartitionRule = "start_of_stage",
+        shared_negatives: bool = False,
+        bank_dtype: BankDtype = "float32",
         unseen_negatives: bool = False,
+        mining: Method = "auto",
         exclude_self: bool = True,
     ) -> None:
         super().__init__(
@@ -74,6 +90,8 @@ class CMA(AVID):
             momentum=momentum,
             contrast=contrast,
             partition=partition,
+            shared_negatives=shared_negatives,
+            bank_dtype=bank_dtype,
             unseen_negatives=unseen_negatives,
         )
         if not 1 <= num_positives < num_instances:
@@ -103,48 +121,46 @@ class CMA(AVID):
         self.register_buffer(
             "positive_set", torch.full((num_instances, num_positives), -1, dtype=torch.int32)
         )
+        self.register_buffer("groups", torch.arange(num_instances), persistent=False)
+        self.mining: Method = mining
+        self.last_mining: Mining | None = None
+        self.previous_positive_set: Tensor | None = None
 
     def before_epoch(
         self, epoch: int, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:
-        """Mine agreements when it is time; log how much of the old positive sets is kept."""
+        """Mine agreements when it is time; return how it went, {} otherwise."""
         if epoch % self.refresh_epochs:
             return {}
-        before = self.positive_set.clone()
-        self.positive_set.copy_(
-            mine_positives(
-                self.bank.video,
-                self.bank.audio,
-                self.positive_set.shape[1],
-                self.agreement,
-                self.bank.seen,
-                progress=progress,
-            )
+        self.previous_positive_set = self.positive_set.clone()
+        self.last_mining = mine_positives(
+            self.bank.video,
+            self.bank.audio,
+            self.positive_set.shape[1],
+            self.agreement,
+            seen=self.bank.seen,
+            groups=self.groups,
+            method=self.mining,
+            progress=progress,
         )
-        both = torch.cat([before, self.positive_set], dim=1).sort(dim=1).values
-        kept = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)
+        self.positive_set.copy_(self.last_mining.positives)
         return {
-            "positives_kept_share": float(kept.sum() / (before >= 0).sum().clamp_min(1)),
             "instances_with_positives": float((self.positive_set[:, 0] >= 0).sum()),
+            **self.last_mining.numbers(),
         }
 
-    def contrast_embeddings(
-        self, z_video: Tensor, z_audio: Tensor, index: Tensor, negatives: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """As `AVID.contrast_embeddings`; negatives also exclude the positive set."""
-        if negatives is None:
-            positives = self.positive_set[index].long()
-            own = index[:, None] if self.exclude_self else torch.full_like(index[:, None], -1)
-            negatives = self.draw(index, torch.cat([own, positives], dim=1))
-        return super().contrast_embeddings(z_video, z_audio, index, negatives)
+    def excluded(self, index: Tensor) -> Tensor:
+        """Rows that are no negatives of a batch: its positive sets and, unless told otherwise, itself."""
+        own = index[:, None] if self.exclude_self else torch.full_like(index[:, None], -1)
+        return torch.cat([own, self.positive_set[index].long()], dim=1)
 
     def terms(
-        self, z: Mapping[str, Tensor], index: Tensor, negatives: Tensor
+        self, z: Mapping[str, Tensor], index: Tensor, negatives: Negatives
     ) -> list[tuple[str, str, Tensor]]:
         """All terms as (kind, name, value): ``instance_*`` with K negatives, ``positive_*`` with fewer."""
         positives = self.positive_set[index].long()
         valid = positives >= 0
-        few = negatives[:, : self.num_negatives_positive]
+        few = negatives.first(self.num_negatives_positive)
         terms = []
         for kind, weight in self.weights.items():
             if weight == 0:
@@ -158,8 +174,23 @@ class CMA(AVID):
                 terms.append((kind, f"{source}_{d.name}", value))
         return terms
 
-    def start_from(self, state: dict[str, Tensor]) -> None:
-        """Begin from AVID (or an earlier CMA, whose positive sets come along)."""
-        super().start_from(state)
-        if "positive_set" in state and state["positive_set"].shape == self.positive_set.shape:
-            self.positive_set.copy_(state["positive_set"])
+    def name_instances(self, keys: Tensor, groups: Tensor) -> None:
+        """As `AVID.name_instances`; copies of one clip are also never each other's positives."""
+        super().name_instances(keys, groups)
+        self.groups.copy_(groups)
+
+    def start_from(self, state: dict[str, Tensor]) -> int:
+        """Begin from AVID, or from an earlier CMA, whose positive sets come along instance by instance."""
+        carried = super().start_from(state)
+        if "positive_set" in state and state["positive_set"].shape[1] == self.positive_set.shape[1]:
+            old = state["positive_set"].long().cpu()
+            unknown = torch.zeros(len(old), dtype=torch.int64)
+            from_old = self.bank.rows_in(state.get("bank.keys", unknown))
+            to_new = torch.full((len(old) + 1,), -1)  # the last one: an empty place, -1, stays one
+            here = (from_old >= 0).nonzero().flatten()
+            to_new[from_old[here]] = here
+            moved = to_new[old[from_old[here]]]
+            moved = moved.masked_fill(moved < 0, len(self.bank)).sort(dim=1).values
+            moved = moved.masked_fill(moved == len(self.bank), -1).int()
+            self.positive_set[here.to(self.positive_set.device)] = moved.to(self.positive_set.device)
+        return carried

@@ -12,6 +12,7 @@ and ``-log(1 - P) = softplus(s - log KZ)``, so neither exp(1 / 0.07) nor autocas
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,11 +22,36 @@ from torch import Tensor, nn
 from avssl import dist
 
 Contrast = Literal["nce", "softmax"]
-PartitionRule = Literal["first_batch", "start_of_stage"]
+PartitionRule = Literal["first_batch", "start_of_stage"] | float
+
+LEFT_OUT = -1e4
+"""Added to the score of a negative that does not count: its exponential and gradient become 0, not nan."""
 
 
-def nce_loss(positives: Tensor, negatives: Tensor, log_z: Tensor, valid: Tensor | None = None) -> Tensor:
-    """NCE: the mean over positives of ``-log P`` plus the sum over negatives of ``-log(1 - P)``.
+@dataclass(frozen=True)
+class Allowed:
+    """Which negatives of a pool each sample may use.
+
+    Parameters
+    ----------
+    count : Tensor, (B, 1), float32
+        How many they are.
+    offset : Tensor, (B, K), float32
+        0 for those, `LEFT_OUT` for the others; added to the scores.
+    """
+
+    count: Tensor
+    offset: Tensor
+
+
+def nce_losses(
+    positives: Tensor,
+    negatives: Tensor,
+    log_z: Tensor,
+    valid: Tensor | None = None,
+    allowed: Allowed | None = None,
+) -> Tensor:
+    """NCE of each sample: mean over positives of ``-log P`` plus sum over negatives of ``-log(1 - P)``.
 
     Parameters
     ----------
@@ -36,39 +62,66 @@ def nce_loss(positives: Tensor, negatives: Tensor, log_z: Tensor, valid: Tensor 
     log_z : Tensor, scalar
         Logarithm of the partition constant Z.
     valid : Tensor, (B, P), bool, optional
-        Positives that count; a sample without any is left out of the mean over the batch.
+        Positives that count; a sample without any has loss 0.
+    allowed : Allowed, optional
+        Negatives that count, all by default; K is their number, sample by sample.
 
     Returns
     -------
-    Tensor, scalar, float32
+    Tensor, (B,), float32
     """
-    log_kz = math.log(negatives.shape[1]) + log_z.float()
+    if allowed is None:
+        log_kz = math.log(negatives.shape[1]) + log_z.float()
+        against = -log_kz
+    else:
+        log_kz = allowed.count.clamp_min(1).log() + log_z.float()
+        against = allowed.offset - log_kz
     attract = F.softplus(log_kz - positives.float())
-    repel = F.softplus(negatives.float() - log_kz).sum(dim=1)
-    return _mean_over_samples(attract, repel, valid)
+    repel = F.softplus(negatives.float() + against).sum(dim=1)
+    return _mean_over_positives(attract, valid) + (repel if valid is None else repel * valid.any(dim=1))
 
 
-def softmax_loss(positives: Tensor, negatives: Tensor, valid: Tensor | None = None) -> Tensor:
-    """InfoNCE: the mean over positives of ``-log(e^s / (e^s + sum of e^negatives))``.
+def softmax_losses(
+    positives: Tensor, negatives: Tensor, valid: Tensor | None = None, allowed: Allowed | None = None
+) -> Tensor:
+    """InfoNCE of each sample: mean over positives of ``-log(e^s / (e^s + sum of e^negatives))``.
 
     Each positive is contrasted with the negatives alone, the logarithm standing inside the mean (the "out"
     form of Khosla et al., "Supervised Contrastive Learning", 2020, eq. 2).
 
-    Parameters and returns as for `nce_loss`.
+    Parameters and returns as for `nce_losses`.
     """
-    noise = torch.logsumexp(negatives.float(), dim=1, keepdim=True)
-    attract = F.softplus(noise - positives.float())
-    return _mean_over_samples(attract, torch.zeros_like(noise[:, 0]), valid)
+    scores = negatives.float() if allowed is None else negatives.float() + allowed.offset
+    noise = torch.logsumexp(scores, dim=1, keepdim=True)
+    return _mean_over_positives(F.softplus(noise - positives.float()), valid)
 
 
-def _mean_over_samples(attract: Tensor, repel: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over positives, then over the samples that have any."""
+def nce_loss(positives: Tensor, negatives: Tensor, log_z: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean of `nce_losses` over the samples that have a positive, a scalar."""
+    return mean_over_samples(nce_losses(positives, negatives, log_z, valid), valid)
+
+
+def softmax_loss(positives: Tensor, negatives: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean of `softmax_losses` over the samples that have a positive, a scalar."""
+    return mean_over_samples(softmax_losses(positives, negatives, valid), valid)
+
+
+def mean_over_samples(losses: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of (B,) losses over the samples that have any of the positives `valid` (B, P); all by default.
+
+    Ranks divide by the mean of their numbers of such samples, so that the mean of their losses, and of their
+    gradients, is what one process would compute.
+    """
     if valid is None:
-        return (attract.mean(dim=1) + repel).mean()
-    count = valid.sum(dim=1)
-    has_any = (count > 0).to(attract.dtype)
-    per_sample = (attract * valid).sum(dim=1) / count.clamp_min(1) + repel
-    return (per_sample * has_any).sum() / has_any.sum().clamp_min(1)
+        return losses.mean()
+    has_any = valid.any(dim=1).to(losses.dtype)
+    return (losses * has_any).sum() / dist.all_mean(has_any.sum()).clamp_min(1 / dist.world_size())
+
+
+def _mean_over_positives(attract: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return attract.mean(dim=1)
+    return (attract * valid).sum(dim=1) / valid.sum(dim=1).clamp_min(1)
 
 
 class Partition(nn.Module):
@@ -78,29 +131,57 @@ class Partition(nn.Module):
 
     Parameters
     ----------
-    rule : {"first_batch", "start_of_stage"}
+    rule : {"first_batch", "start_of_stage"} or float > 0
         What happens when a stage starts from another one's state: ``"first_batch"`` (official) inherits
-        its Z, ``"start_of_stage"`` estimates Z again on the first batch of the new stage.
+        its Z, ``"start_of_stage"`` estimates Z again on the first batch of the new stage. A number is Z
+        itself, whatever the scores are.
+
+    Raises
+    ------
+    ValueError
+        For another name, or a number that is not above 0.
     """
 
     log_z: Tensor
 
     def __init__(self, rule: PartitionRule = "first_batch") -> None:
         super().__init__()
+        named = rule in ("first_batch", "start_of_stage")
+        if not named and not (isinstance(rule, float | int) and 0 < rule < math.inf):
+            raise ValueError(
+                f"partition is {rule!r}; must be first_batch, start_of_stage or a number above 0, which "
+                "is Z itself"
+            )
         self.rule = rule
-        self.register_buffer("log_z", torch.tensor(math.nan))
+        fixed = math.nan if isinstance(rule, str) else math.log(rule)
+        self.register_buffer("log_z", torch.tensor(fixed))
+        self._known = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether Z has been estimated, given or loaded; asks the device until it has."""
+        self._known = self._known or not bool(self.log_z.isnan())
+        return self._known
 
     @torch.no_grad()
-    def forward(self, negatives: Tensor) -> Tensor:
-        """Log Z, estimated from these scores, (B, K), of all ranks if it is not known yet."""
-        first = torch.logsumexp(negatives.float().flatten(), dim=0) - math.log(negatives.numel())
-        if dist.is_distributed():
-            first = dist.all_mean(first.exp()).log()
-        # torch.where instead of `if`: reading a flag on a GPU would stall the step
-        self.log_z.copy_(torch.where(self.log_z.isnan(), first, self.log_z))
+    def forward(self, negatives: Tensor, allowed: Allowed | None = None) -> Tensor:
+        """Log Z, if not known taken from these scores (B, K) of all ranks, or those of them `allowed`."""
+        if not self.is_known:
+            scores, count = negatives.float(), torch.tensor(float(negatives.numel()))
+            if allowed is not None:
+                scores, count = scores + allowed.offset, allowed.count.sum()
+            first = torch.logsumexp(scores.flatten(), dim=0) - count.clamp_min(1).log().to(scores.device)
+            if dist.is_distributed():
+                first = dist.all_mean(first.exp()).log()
+            self.log_z.copy_(first)
         return self.log_z.clone()
 
     def start_from(self, log_z: Tensor) -> None:
         """Inherit the constant of another stage, or not, by the rule."""
         if self.rule == "first_batch":
             self.log_z.copy_(log_z)
+            self._known = False
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known = False

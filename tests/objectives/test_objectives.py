@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from avssl.memory import MemoryBank
 from avssl.models import DualEncoder
 from avssl.objectives import AVID, CMA, nce_loss, softmax_loss
 from avssl.types import Views
@@ -18,8 +19,8 @@ def batch(seed=0):
     return (*z, index)
 
 
-def naive_total(objective, naive, z_video, z_audio, index, negatives):
-    """The weighted sum of all terms from their definition, in float64."""
+def naive_total(objective, naive, z_video, z_audio, index, negatives, few=None):
+    """The weighted sum of all terms from their definition, in float64; `few` are those of positive sets."""
     z = {"v": z_video, "a": z_audio}
     memory = {"v": objective.bank.video, "a": objective.bank.audio}
     own = [[int(i)] for i in index]
@@ -38,7 +39,7 @@ def naive_total(objective, naive, z_video, z_audio, index, negatives):
         kinds = {"cross": (cross, own, negatives), "within": (within, own, negatives)}
     else:
         mined = [[j for j in objective.positive_set[i].tolist() if j >= 0] for i in index]
-        few = negatives[:, : objective.num_negatives_positive]
+        few = few or [rows[: objective.num_negatives_positive] for rows in negatives]
         kinds = {
             "instance_cross": (cross, own, negatives),
             "instance_within": (within, own, negatives),
@@ -62,9 +63,9 @@ def prepared(objective, seed=0):
 def test_avid_equals_its_equation_in_float64(passing, naive, contrast, cross, within):
     objective = prepared(AVID(passing(D), N, num_negatives=K, cross=cross, within=within, contrast=contrast))
     z_video, z_audio, index = batch()
-    negatives = objective.draw(index, index[:, None])
+    negatives = objective.negatives_for(objective.excluded(index)).rows
     out = objective.contrast_embeddings(z_video, z_audio, index, negatives)
-    expected = naive_total(objective, naive, z_video, z_audio, index, negatives)
+    expected = naive_total(objective, naive, z_video, z_audio, index, negatives.tolist())
     torch.testing.assert_close(out["loss"].double(), expected, rtol=1e-5, atol=1e-6)
     got = torch.autograd.grad(out["loss"], [z_video, z_audio])
     want = torch.autograd.grad(expected, [z_video, z_audio])
@@ -89,9 +90,9 @@ def test_cma_equals_its_equation_in_float64(passing, naive, contrast, coefficien
     z_video, z_audio, index = batch()
     objective.positive_set[index[0]] = -1  # a sample without positives
     objective.positive_set[index[1], 2:] = -1  # one with fewer
-    negatives = objective.draw(index, index[:, None])
+    negatives = objective.negatives_for(objective.excluded(index)).rows
     out = objective.contrast_embeddings(z_video, z_audio, index, negatives)
-    expected = naive_total(objective, naive, z_video, z_audio, index, negatives)
+    expected = naive_total(objective, naive, z_video, z_audio, index, negatives.tolist())
     torch.testing.assert_close(out["loss"].double(), expected, rtol=1e-5, atol=1e-6)
     got = torch.autograd.grad(out["loss"], [z_video, z_audio], allow_unused=True)
     want = torch.autograd.grad(expected, [z_video, z_audio], allow_unused=True)
@@ -99,10 +100,86 @@ def test_cma_equals_its_equation_in_float64(passing, naive, contrast, coefficien
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("contrast", ["nce", "softmax"])
+@pytest.mark.parametrize("kind", [AVID, CMA])
+def test_a_shared_pool_equals_the_equation_over_what_each_sample_may_use(passing, naive, contrast, kind):
+    settings = {"num_negatives": 30, "shared_negatives": True, "contrast": contrast}
+    if kind is CMA:
+        settings |= {"num_negatives_positive": 10, "num_positives": 4, "positive_cross": 1.0}
+    objective = prepared(kind(passing(D), N, **settings))
+    z_video, z_audio, index = batch()
+    exclude = objective.excluded(index)
+    negatives = objective.negatives_for(exclude)
+    assert negatives.rows.shape == (30,)
+
+    def allowed(rows):
+        return [[j for j in rows.tolist() if j not in own] for own in exclude.tolist()]
+
+    assert any(len(rows) < 30 for rows in allowed(negatives.rows))  # something is left out somewhere
+    few = allowed(negatives.first(10).rows)
+    out = objective.contrast_embeddings(z_video, z_audio, index, negatives.rows)
+    expected = naive_total(
+        objective, naive, z_video, z_audio, index, allowed(negatives.rows), few if kind is CMA else None
+    )
+    torch.testing.assert_close(out["loss"].double(), expected, rtol=1e-5, atol=1e-6)
+    got = torch.autograd.grad(out["loss"], [z_video, z_audio])
+    want = torch.autograd.grad(expected, [z_video, z_audio])
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-6)
+
+
+def test_a_shared_pool_trains_like_any_other(passing):
+    torch.manual_seed(0)
+    objective = AVID(passing(D), N, num_negatives=20, shared_negatives=True)
+    z_video, z_audio, index = batch()
+    first = objective(Views((z_video,), (z_audio,), index))
+    first["loss"].backward()
+    assert math.isfinite(objective.partition.log_z)
+    assert z_video.grad.abs().sum() > 0
+    assert objective.bank.seen.sum() == B
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_banks_give_nearly_the_loss_of_full_ones(passing, dtype):
+    losses = {}
+    full = {f"bank.{name}": value for name, value in MemoryBank(N, D).state_dict().items()}
+    for bank_dtype in ("float32", dtype):
+        objective = AVID(passing(D), N, num_negatives=K, bank_dtype=bank_dtype)
+        objective.bank.load_from(full)
+        prepared(objective)
+        z_video, z_audio, index = batch()
+        negatives = torch.arange(B * K).view(B, K) % N
+        out = objective.contrast_embeddings(z_video, z_audio, index, negatives)
+        losses[bank_dtype] = float(out["loss"].detach()), torch.autograd.grad(out["loss"], z_video)[0]
+    assert losses[dtype][0] == pytest.approx(losses["float32"][0], rel=2e-2)
+    torch.testing.assert_close(losses[dtype][1], losses["float32"][1], rtol=0.2, atol=0.05)
+
+
+def test_a_fixed_partition_is_what_was_given_from_the_first_step_on(passing):
+    objective = AVID(passing(D), N, num_negatives=K, partition=2.5)
+    z_video, z_audio, index = batch()
+    out = objective(Views((z_video,), (z_audio,), index))
+    assert float(out["log_z"]) == pytest.approx(math.log(2.5))
+    objective.start_from({"partition.log_z": torch.tensor(9.0), "encoders.scale": torch.ones(())})
+    assert float(objective.partition.log_z) == pytest.approx(math.log(2.5))
+
+
+def test_filling_the_memory_learns_nothing(passing):
+    objective = AVID(passing(D), N, num_negatives=K)
+    z_video, z_audio, index = batch()
+    objective.fill_memory(Views((z_video,), (z_audio,), index))
+    assert sorted(objective.bank.seen.nonzero().flatten().tolist()) == sorted(index.tolist())
+    assert objective.partition.log_z.isnan()
+    assert objective.encoders.scale.grad is None
+    expected = F.normalize(objective.bank.video.new_tensor(z_video.detach().numpy()), dim=1)
+    cosine = (objective.bank.video[index] * expected).sum(dim=1)
+    assert (cosine > 0.5).all()
+
+
 def test_cma_negatives_are_neither_the_instance_nor_its_positives(passing):
     objective = prepared(CMA(passing(D), N, num_negatives=500, num_positives=6))
     drawn = {}
-    objective.terms = lambda z, index, negatives: drawn.update(rows=negatives) or [
+    objective.terms = lambda z, index, negatives: drawn.update(rows=negatives.rows) or [
         ("instance_cross", "v2a", z["video"].sum()),
     ]
     z_video, z_audio, index = batch()
@@ -118,23 +195,27 @@ def test_unseen_slots_are_negatives_only_on_request(passing):
     objective = AVID(passing(D), N, num_negatives=300)
     objective.bank.seen[:10] = True
     index = torch.tensor([0, 1])
-    assert objective.draw(index, index[:, None]).max() < 10
+    assert objective.negatives_for(objective.excluded(index)).rows.max() < 10
     objective.unseen_negatives = True
-    assert objective.draw(index, index[:, None]).max() >= 10
+    assert objective.negatives_for(objective.excluded(index)).rows.max() >= 10
 
 
 def test_mining_happens_every_few_epochs(passing):
     objective = CMA(passing(D), N, num_positives=3, refresh_epochs=2)
     objective.bank.seen.fill_(True)
     first = objective.before_epoch(0)
-    assert first == {"positives_kept_share": 0.0, "instances_with_positives": N}
+    assert first["instances_with_positives"] == N
+    assert (objective.previous_positive_set == -1).all()
+    assert objective.last_mining.method == "exact"
     before = objective.positive_set.clone()
     objective.bank.video.copy_(F.normalize(torch.randn(N, D), dim=1))
     assert objective.before_epoch(1) == {}
     assert torch.equal(objective.positive_set, before)
-    assert 0 <= objective.before_epoch(2)["positives_kept_share"] < 1
+    assert objective.before_epoch(2)
+    assert torch.equal(objective.previous_positive_set, before)
     assert not torch.equal(objective.positive_set, before)
-    assert objective.before_epoch(4)["positives_kept_share"] == 1
+    objective.before_epoch(4)
+    assert torch.equal(objective.positive_set, objective.previous_positive_set)
 
 
 def test_losses_stay_finite_at_extreme_scores_and_low_precision():
@@ -208,6 +289,9 @@ def test_evaluation_mode_leaves_the_bank_alone(passing):
         (AVID, {"temperature": 0}, "temperature must be above 0; got 0"),
         (AVID, {"contrast": "nc"}, "'nce' or 'softmax'; got 'nc'"),
         (AVID, {"num_negatives": 0}, "num_negatives must be at least 1"),
+        (AVID, {"partition": "fresh"}, "must be first_batch, start_of_stage or a number above 0"),
+        (AVID, {"partition": -1.0}, "partition is -1.0"),
+        (AVID, {"bank_dtype": "int8"}, "must be one of float32, float16, bfloat16; got 'int8'"),
         (CMA, {"num_positives": N}, f"between 1 and num_instances - 1 = {N - 1}; got {N}"),
         (CMA, {"agreement": "both", "num_positives": 3}, "consensus, union, video or audio; got 'both'"),
         (CMA, {"refresh_epochs": 0, "num_positives": 3}, "refresh_epochs"),
