@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avssl.config import build_section, check_arguments
-from avssl.data import AudioSpec, VideoSpec
+from avssl.data import AudioSpec, EpochSampler, VideoSpec
 from avssl.errors import ConfigError
 from avssl.models import AudioConvNet, DualEncoder, R2Plus1D, ResNetAudio, TorchvisionVideo
 from avssl.objectives import AVID, CMA, Objective
@@ -68,6 +68,8 @@ class ViewsConfig:
     video: dict[str, Any] = field(default_factory=lambda: {"size": 112})
     spectrogram: dict[str, Any] = field(default_factory=dict)
     audio: dict[str, Any] = field(default_factory=dict)
+    # Mean and std of each bin: "auto" computes them when the run starts, else a file of `avssl statistics`.
+    statistics: str | None = None
 
 
 @dataclass
@@ -100,6 +102,9 @@ class TrainConfig:
     """Length, batch and bookkeeping of a run."""
 
     epochs: Positive = 100
+    # Before the first epoch, passes over the data that fill the memories and train nothing: for a stage that
+    # starts from weights whose memories belong to other files.
+    memory_warmup_epochs: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=2)] = 64  # clips a step, over all accumulated parts
     accumulate: Positive = 1  # parts a batch is computed in, to save memory
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -140,14 +145,30 @@ def build_specs(config: DataConfig) -> tuple[VideoSpec, AudioSpec]:
     )
 
 
-def build_views(config: Config, train: bool) -> ViewMaker:
-    """Augmenting views for training, plain ones for evaluation."""
-    spectrogram = check_arguments(
+def build_spectrogram(config: Config) -> LogSpectrogram:
+    """The audio front end; `views.statistics` plays no part in it."""
+    arguments = check_arguments(
         "views.spectrogram", LogSpectrogram, config.views.spectrogram, {"sample_rate"}
     )
+    return LogSpectrogram(sample_rate=config.data.sample_rate, **arguments)
+
+
+def build_views(config: Config, train: bool) -> ViewMaker:
+    """Augmenting views for training, plain ones for evaluation.
+
+    Raises
+    ------
+    ConfigError
+        For arguments that do not fit, and while `views.statistics` stands for numbers not there yet.
+    """
+    if config.views.statistics is not None:
+        raise ConfigError(
+            f"views.statistics is {config.views.statistics!r}; views need the numbers themselves; put them "
+            "in with avssl.statistics.resolve_statistics, or use views.statistics=null"
+        )
     video = check_arguments("views.video", VideoAugment, config.views.video)
     audio = check_arguments("views.audio", AudioAugment, config.views.audio)
-    front_end = LogSpectrogram(sample_rate=config.data.sample_rate, **spectrogram)
+    front_end = build_spectrogram(config)
     if train:
         return ViewMaker(VideoAugment(**video), front_end, AudioAugment(**audio))
     plain = {key: value for key, value in video.items() if key in ("size", "mean", "std")}
@@ -180,6 +201,27 @@ def build_optimizer(config: OptimConfig, objective: Objective) -> Optimizer:
     """Optimiser over the objective's parameter groups."""
     return make_optimizer(
         config.name, objective.param_groups(), config.lr, config.weight_decay, config.momentum
+    )
+
+
+def epoch_notice(config: Config, num_rows: int) -> str | None:
+    """What an epoch means where it is more than one pass over the data; None where it is one.
+
+    Parameters
+    ----------
+    config : Config
+        The recipe; `data.clips_per_sample` passes make an epoch.
+    num_rows : int >= 1
+        Samples of the training manifest.
+    """
+    passes, epochs, parts = config.data.clips_per_sample, config.train.epochs, config.train.accumulate
+    if passes == 1:
+        return None
+    sampler = EpochSampler(num_rows, config.train.batch_size // parts, seed=0, epoch=0, repeats=passes)
+    steps = epochs * -(-sampler.batches_per_epoch // parts)
+    return (
+        f"an epoch of this recipe is {passes} passes over {num_rows:,} clips; {epochs} epochs = "
+        f"{epochs * passes:,} passes, {steps:,} steps of {sampler.batch_size * parts:,} clips (global)"
     )
 
 

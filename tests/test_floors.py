@@ -16,13 +16,18 @@ FLOORS = {
     1: ["types", "errors", "dist", "config", "files", "checkpoint"],
     2: ["decode", "transforms", "models", "memory", "optim", "sounding_shapes"],
     3: ["data", "objectives"],
-    4: ["build", "features"],
+    4: ["build", "features", "statistics", "weights"],
     5: ["train", "evaluate", "retrieve", "report"],
     6: ["cli", "__main__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 SHARED = {1, 6}  # on the ground and at the top, neighbours may meet
-ALLOWED = {("features", "build")}  # the encoders of a checkpoint are built from its recipe
+ALLOWED = {
+    ("features", "build"),  # the encoders of a checkpoint are built from its recipe
+    ("statistics", "build"),  # the front end too
+    ("weights", "build"),  # official files hold no recipe: one is made for them
+    ("weights", "features"),  # encoders are made in one place
+}
 
 
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
@@ -68,7 +73,8 @@ def test_no_room_imports_upwards_or_sideways():
 
 
 def test_package_itself_imports_no_room():
-    assert [name for _, name in imports((PACKAGE / "__init__.py").read_text(), "avssl")] == []
+    names = [name for _, name in imports((PACKAGE / "__init__.py").read_text(), "avssl")]
+    assert [name for name in names if name.startswith("avssl")] == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from avssl.build import Config, build_device, build_encoders, share_cores
-from avssl.checkpoint import load_checkpoint
+from avssl.checkpoint import FILE_NAME
 from avssl.cli.pretrain import command_line
 from avssl.cli.progress import progress_bar
 from avssl.data import Manifest
@@ -24,6 +24,7 @@ from avssl.files import write_json
 from avssl.models import DualEncoder
 from avssl.report import write_report
 from avssl.retrieve import write_gallery
+from avssl.weights import read_checkpoint
 
 COLUMNS = {
     "linear_video": "linear video",
@@ -60,10 +61,14 @@ class Judged:
 Examples:
   avssl evaluate runs/avid
   avssl evaluate runs/avid --manifest other.parquet --test-split val --no-gallery
+  avssl evaluate avid-kinetics400 --manifest my.parquet --output runs/kinetics400
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--manifest", type=click.Path(path_type=Path), help="Other data than the run was trained on.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN, or runs/NAME]"
+)
 @click.option("--train-split", default="train", show_default=True, help="Split the probes are fitted on.")
 @click.option("--test-split", default="test", show_default=True, help="Split everything is measured on.")
 @click.option("--clips", type=click.IntRange(min=1), default=2, show_default=True, help="Clips a file.")
@@ -72,6 +77,7 @@ Examples:
 def evaluate(
     run: Path,
     manifest: Path | None,
+    output: Path | None,
     train_split: str,
     test_split: str,
     clips: int,
@@ -80,13 +86,16 @@ def evaluate(
 ) -> None:
     """Measure the run RUN (its folder) next to the same networks at random initialisation.
 
+    RUN may also be a checkpoint from elsewhere, official ones included, or a name that 'avssl weights' lists.
+    These need --manifest, and their results go to runs/NAME unless --output says otherwise.
+
     Retrieval between sound and video takes place among the files of the test split. With labels, linear
     probe and kNN accuracy of the video and audio features are measured too, and how often agreements mined
-    from the memories have the query's class. Writes RUN/results.json, RUN/gallery.json and RUN/report.html.
+    from the memories have the query's class. Writes results.json, gallery.json and report.html.
     """
-    state = load_checkpoint(run)
-    run = run.parent if run.is_file() else run
-    whole = Manifest.load(manifest or run / "manifest.parquet")
+    state = read_checkpoint(run)
+    data, folder = _places(run, state["manifest_hash"] != "", manifest, output)
+    whole = Manifest.load(data)
     train = _split(whole, train_split, "--train-split")
     test = _split(whole, test_split, "--test-split")
     place = build_device(device)
@@ -96,13 +105,29 @@ def evaluate(
         judge("random init", random_encoders(config), config, train, test, clips, place),
         judge(config.run.name, encoders, config, train, test, clips, place, state if own_data else None),
     ]
-    write_results(run, judged, train, test)
+    write_results(folder, judged, train, test)
     if gallery:
         features = judged[-1].features
         titles = {"Audio to video": (features, "a2v"), "Video to audio": (features, "v2a")}
-        write_gallery(run, titles, test)
+        write_gallery(folder, titles, test)
     print_table(judged, len(test), train)
-    click.echo(f"report  {write_report(run)}")
+    click.echo(f"report  {write_report(folder)}")
+
+
+def _places(run: Path, own: bool, manifest: Path | None, output: Path | None) -> tuple[Path, Path]:
+    """Manifest to read and folder to write; nothing is written beside a checkpoint that is not our own."""
+    home = run if run.is_dir() else run.parent
+    if own and run.exists() and (home / FILE_NAME).is_file():
+        return manifest or home / "manifest.parquet", output or home
+    if manifest is None:
+        raise ManifestError(
+            f"{run}: has no data of its own; a checkpoint from elsewhere needs some to be measured on; "
+            "give --manifest FILE, made by `avssl prepare`"
+        )
+    name = run.name.partition(".")[0]
+    if name == "checkpoint":  # all published files have this name; their folders tell them apart
+        name = run.resolve().parent.name
+    return manifest, output or Path("runs") / name
 
 
 def random_encoders(config: Config) -> DualEncoder:

@@ -28,9 +28,15 @@ COMMANDS = {
     "prepare": LazyCommand(
         "avssl.cli.prepare:prepare", "Make a manifest of a folder or list of video files."
     ),
+    "statistics": LazyCommand(
+        "avssl.cli.statistics:statistics", "Mean and std of each spectrogram bin, from your data."
+    ),
     "pretrain": LazyCommand("avssl.cli.pretrain:pretrain", "Train encoders without labels."),
     "evaluate": LazyCommand(
         "avssl.cli.evaluate:evaluate", "Measure a checkpoint: kNN, linear probe, retrieval."
+    ),
+    "weights": LazyCommand(
+        "avssl.cli.weights:weights", "Describe or convert a checkpoint; list published ones."
     ),
     "demo": LazyCommand(
         "avssl.cli.demo:demo", "Run everything on a small generated data set, without a GPU."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -45,7 +46,8 @@ def pretrain(config: Path, overrides: tuple[str, ...], restart: bool) -> None:
 def run_stage(recipe: Config, restart: bool = False) -> Path:
     """Train one stage with a progress bar; exit with status 130 after a requested stop."""
     try:
-        return run_pretrain(recipe, show_progress, restart=restart, command=command_line())
+        say = partial(click.echo, err=True)
+        return run_pretrain(recipe, show_progress, restart=restart, command=command_line(), say=say)
     except Interrupted as stop:
         click.echo(f"avssl: {stop}", err=True)
         raise SystemExit(130) from stop

@@ -154,6 +154,15 @@ class Manifest:
     def _row_of(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.ids)}
 
+    def copies(self) -> np.ndarray:
+        """Row of the first copy of each sample, int64 (N,): same content and times; itself where unhashed."""
+        columns = [self.table[n].to_pylist() for n in ("content_hash", "start_seconds", "end_seconds")]
+        first: dict[tuple[object, ...], int] = {}
+        groups = [
+            first.setdefault((key if key[0] else (i,)), i) for i, key in enumerate(zip(*columns, strict=True))
+        ]
+        return np.array(groups, dtype=np.int64)
+
     def select(
         self, split: str | None = None, need_video: bool = False, need_audio: bool = False
     ) -> Manifest:

@@ -79,9 +79,9 @@ def agreement_row(
         Agreements an instance.
     """
     found = mine_positives(
-        state["bank.video"], state["bank.audio"], num_positives, "consensus", state["bank.seen"]
+        state["bank.video"], state["bank.audio"], num_positives, "consensus", seen=state["bank.seen"]
     )
-    return {"positive_precision": positive_precision(found.numpy(), labels)["precision"]}
+    return {"positive_precision": positive_precision(found.positives.numpy(), labels)["precision"]}
 
 
 def labels_of(features: Features, manifest: Manifest, classes: Sequence[str]) -> np.ndarray | None:

@@ -1,11 +1,11 @@
-"""Line charts as inline SVG: axes, round ticks, a legend with last values, and a tooltip on each point."""
+"""Line charts and histograms as inline SVG: axes, round ticks, a legend with values, and tooltips."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from markupsafe import Markup, escape
 
@@ -35,6 +35,25 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A named histogram.
+
+    Parameters
+    ----------
+    name : str
+        Shown in the legend and in tooltips.
+    counts : sequence of float >= 0
+        Values in each bin; drawn as shares of their sum, so that histograms of different size compare.
+    mean : float
+        Mean of the values, for the legend.
+    """
+
+    name: str
+    counts: Sequence[float]
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -78,12 +97,40 @@ def line_chart(title: str, series: Sequence[Series], x_label: str = "step") -> M
     if not points:
         notes.append("No finite value was logged.")
     drawing = _draw(title, thinned, points, x_label) if points else Markup("")
-    legend = Markup("").join(_legend_entry(line, number) for number, line in enumerate(series))
-    return Markup(
-        '<figure class="chart"><figcaption>{}</figcaption>{}<ul class="legend">{}</ul>{}</figure>'
-    ).format(
-        title, drawing, legend, Markup('<p class="note">{}</p>').format(" ".join(notes)) if notes else ""
-    )
+    values = [(line.name, format_number(line.y[-1]) if len(line.y) else "no value") for line in series]
+    return _figure(title, drawing, values, notes)
+
+
+def histogram_chart(title: str, edges: Sequence[float], bars: Sequence[Bars], x_label: str) -> Markup:
+    """An HTML figure of histograms over the same bins, one laid over the other.
+
+    Parameters
+    ----------
+    title : str
+        Caption of the figure.
+    edges : sequence of float
+        Rising limits of the bins, one more than bins.
+    bars : sequence of Bars
+        Drawn in different colours and dashes, with at least one value each.
+    x_label : str
+        Name of the horizontal axis.
+
+    Returns
+    -------
+    Markup
+        A ``<figure>``, safe to insert into a page: all names are escaped.
+    """
+    shares = [[count / math.fsum(bar.counts) for count in bar.counts] for bar in bars]
+    top = 1.06 * max(max(share) for share in shares)
+    across = _scale(edges, LEFT, WIDTH - RIGHT, 0.0)
+    up = _Scale(0.0, top, HEIGHT - BOTTOM, TOP, round_ticks(0.0, top))
+    parts = _axes(across, up, x_label)
+    for number, share in enumerate(shares):
+        parts += _outline(edges, share, number, across, up)
+    parts += _bin_tips(edges, bars, shares, across)
+    drawing = _svg(title, [bar.name for bar in bars], parts)
+    values = [(bar.name, f"mean {format_number(bar.mean)}") for bar in bars]
+    return _figure(title, drawing, values, ["Height: share of the pairs in a bin."])
 
 
 def round_ticks(low: float, high: float, about: int = 6) -> list[float]:
@@ -132,14 +179,27 @@ def _scale(values: Sequence[float], start: float, end: float, pad: float) -> _Sc
 def _draw(title: str, lines: Sequence[Series], points: Sequence[tuple[float, float]], x_label: str) -> Markup:
     across = _scale([x for x, _ in points], LEFT, WIDTH - RIGHT, 0.0)
     up = _scale([y for _, y in points], HEIGHT - BOTTOM, TOP, 0.06)
-    names = ", ".join(line.name for line in lines)
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(names)}">',
-        *_axes(across, up, x_label),
-    ]
+    parts = _axes(across, up, x_label)
     for number, line in enumerate(lines):
         parts += _line(line, number, across, up)
-    return Markup("\n".join([*parts, "</svg>"]))
+    return _svg(title, [line.name for line in lines], parts)
+
+
+def _svg(title: str, names: Sequence[str], parts: Sequence[str]) -> Markup:
+    label = escape(f"{title}: {', '.join(names)}")
+    opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    return Markup("\n".join([opening, *parts, "</svg>"]))
+
+
+def _figure(title: str, drawing: Markup, values: Sequence[tuple[str, str]], notes: Sequence[str]) -> Markup:
+    """Caption, drawing, and a legend of names with values."""
+    legend = Markup("").join(
+        _legend_entry(name, value, number) for number, (name, value) in enumerate(values)
+    )
+    note = Markup('<p class="note">{}</p>').format(" ".join(notes)) if notes else ""
+    return Markup(
+        '<figure class="chart"><figcaption>{}</figcaption>{}<ul class="legend">{}</ul>{}</figure>'
+    ).format(title, drawing, legend, note)
 
 
 def _axes(across: _Scale, up: _Scale, x_label: str) -> list[str]:
@@ -180,10 +240,41 @@ def _line(line: Series, number: int, across: _Scale, up: _Scale) -> list[str]:
     return parts
 
 
-def _legend_entry(line: Series, number: int) -> Markup:
-    """A piece of the line as drawn, its name and its last value."""
-    last = format_number(line.y[-1]) if len(line.y) else "no value"
+def _outline(
+    edges: Sequence[float], shares: Sequence[float], number: int, across: _Scale, up: _Scale
+) -> list[str]:
+    """The steps of a histogram, filled down to the axis."""
+    steps = "".join(
+        f"V{up(share):.1f}H{across(edge):.1f}" for share, edge in zip(shares, edges[1:], strict=True)
+    )
+    path = f"M{across(edges[0]):.1f} {up(0):.1f}{steps}V{up(0):.1f}"
+    color, dash = f"c{number % COLORS}", DASHES[number % len(DASHES)]
+    return [
+        f'<path class="area {color}" d="{path}Z"/>',
+        f'<path class="line {color}" stroke-dasharray="{dash}" d="{path}"/>',
+    ]
+
+
+def _bin_tips(
+    edges: Sequence[float], bars: Sequence[Bars], shares: Sequence[Sequence[float]], across: _Scale
+) -> list[str]:
+    """An invisible column over each bin that holds anything, with the shares as its tooltip."""
+    parts = []
+    for place, (low, high) in enumerate(pairwise(edges)):
+        if any(share[place] for share in shares):
+            names = [
+                f"{bar.name} {100 * share[place]:.2f} %" for bar, share in zip(bars, shares, strict=True)
+            ]
+            tip = escape(f"{', '.join(names)} from {format_number(low)} to {format_number(high)}")
+            left, width = across(low), across(high) - across(low)
+            box = f'x="{left:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - BOTTOM - TOP}"'
+            parts.append(f'<rect class="bin" {box}><title>{tip}</title></rect>')
+    return parts
+
+
+def _legend_entry(name: str, value: str, number: int) -> Markup:
+    """A piece of the line as drawn, its name and a value."""
     return Markup(
         '<li><svg class="swatch" viewBox="0 0 26 8" aria-hidden="true">'
         '<path class="line c{}" stroke-dasharray="{}" d="M1 4H25"/></svg>{} <span class="last">{}</span></li>'
-    ).format(number % COLORS, DASHES[number % len(DASHES)], line.name, last)
+    ).format(number % COLORS, DASHES[number % len(DASHES)], name, value)

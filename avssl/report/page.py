@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from avssl.report.charts import Series, format_number, line_chart
 from avssl.report.gallery import MediaStore, gallery_sections
+from avssl.report.mining import mined_agreements
 from avssl.report.reading import Record, RunFolder, Stage, mapping, number, read_run
 from avssl.report.tables import compare, left_out
 
@@ -27,14 +28,15 @@ OTHER_CHARTS = (
     ("Clips a second", "clips_per_second"),
 )
 NOT_CURVES = {"step", "epoch"}
+MINED = "positives/"  # what mining.jsonl says too, which has a section of its own
 
 
 def write_report(run_folder: str | Path, output: str | Path = "report.html") -> Path:
     """Make one self-contained HTML page of what a run folder holds.
 
     Reads ``config.yaml``, ``results.json``, ``gallery.json`` and the stages' ``metrics.jsonl``,
-    ``skipped.jsonl`` and ``run.json``. Each may be missing or damaged, and the run may still be going; the
-    page says so.
+    ``mining.jsonl``, ``skipped.jsonl`` and ``run.json``. Each may be missing or damaged, and the run may
+    still be going; the page says so.
 
     Parameters
     ----------
@@ -83,6 +85,7 @@ def _render(run: RunFolder) -> str:
         train_size=number(run.results.get("train_size")),
         pool_size=number(run.results.get("pool_size")),
         curves=[(stage.name, *_charts(stage)) for stage in run.stages],
+        mined=[mined_agreements(stage) for stage in run.stages if stage.mining],
         left_out=left_out(run),
         sections=sections,
         media=store.encoded,
@@ -150,7 +153,8 @@ def _stage_row(stage: Stage) -> dict[str, str]:
 def _charts(stage: Stage) -> tuple[list[Markup], list[Markup]]:
     """Charts of a stage: of its losses, and of everything else it logged."""
     keys = list(dict.fromkeys(key for record in stage.metrics for key in record))
-    left = [key for key in keys if key not in NOT_CURVES and _series(stage, key).y]
+    shown = NOT_CURVES | {key for key in keys if stage.mining and key.startswith(MINED)}
+    left = [key for key in keys if key not in shown and _series(stage, key).y]
     loss = _take(stage, left, LOSS_CHARTS)
     other = _take(stage, left, OTHER_CHARTS)
     return loss, other + [_chart(stage, key.replace("_", " ").capitalize(), [key]) for key in left]

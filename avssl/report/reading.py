@@ -31,6 +31,8 @@ class Stage:
         Name of its folder.
     metrics : list of dict
         One record a logged step, by rising step.
+    mining : list of dict
+        One record a mining of positives, by rising step; empty without ``mining.jsonl``.
     skipped : list of dict or None
         Samples skipped in training; None without a ledger.
     run : dict
@@ -39,6 +41,7 @@ class Stage:
 
     name: str
     metrics: list[Record]
+    mining: list[Record]
     skipped: list[Record] | None
     run: Record
 
@@ -129,17 +132,28 @@ def _is_stage(path: Path) -> bool:
 
 
 def _read_stage(path: Path, root: Path, problems: list[str]) -> Stage:
-    lines = list(_read_lines(path / "metrics.jsonl", root, problems))
-    # A resumed run logs some steps again: the later line is the one the weights come from.
-    steps = ((number(line.get("step")), line) for line in lines)
-    by_step = {step: line for step, line in steps if step is not None and math.isfinite(step)}
     skipped = path / "skipped.jsonl"
     return Stage(
         name=path.resolve().name,
-        metrics=[by_step[step] for step in sorted(by_step)],
+        metrics=_read_steps(path / "metrics.jsonl", root, problems),
+        mining=_read_steps(path / "mining.jsonl", root, problems),
         skipped=list(_read_lines(skipped, root, problems)) if skipped.is_file() else None,
         run=_read_json(path / "run.json", root, problems),
     )
+
+
+def _read_steps(path: Path, root: Path, problems: list[str]) -> list[Record]:
+    """One record a step, by rising step.
+
+    A step may have several lines, such as its loss and what was mined after it. A resumed run logs some steps
+    again: the later value of a key is the one the weights come from.
+    """
+    by_step: dict[float, Record] = {}
+    for line in _read_lines(path, root, problems):
+        step = number(line.get("step"))
+        if step is not None and math.isfinite(step):
+            by_step[step] = by_step.get(step, {}) | line
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _read_lines(path: Path, root: Path, problems: list[str]) -> Iterator[Record]:

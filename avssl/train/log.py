@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop lines of steps later than `step`, and those a crash cut short; makes the file if there is none."""
+    lines = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                keep = json.loads(line)["step"] <= step
+            except (ValueError, KeyError):  # a line that a crash cut short
+                continue
+            if keep:
+                lines.append(line + "\n")
+    path.write_text("".join(lines))
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one JSON object as a line."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 class MetricsLog:
@@ -23,38 +44,32 @@ class MetricsLog:
     step : int
         Step the run (re)starts from: lines of later steps, written after the checkpoint that is resumed, are
         dropped, since these steps are done again.
+
+    Attributes
+    ----------
+    path : Path
+        ``metrics.jsonl``.
+    events : SummaryWriter
+        TensorBoard's, for those who have more than scalars to tell it.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, needed only when training
 
         self.path = folder / "metrics.jsonl"
-        self._drop_after(step)
-        self._events: SummaryWriter = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def _drop_after(self, step: int) -> None:
-        lines = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    keep = json.loads(line)["step"] <= step
-                except (ValueError, KeyError):  # a line that a crash cut short
-                    continue
-                if keep:
-                    lines.append(line + "\n")
-        self.path.write_text("".join(lines))
+        drop_lines_after(self.path, step)
+        self.events: SummaryWriter = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, epoch: int, numbers: dict[str, float]) -> None:
         """Add one line; numbers that are not finite are written as null, since JSON has no word for them."""
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
+        append_line(self.path, {"step": step, "epoch": epoch, **finite})
         for name, value in numbers.items():
-            self._events.add_scalar(name, value, step)
+            self.events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush the events."""
-        self._events.close()
+        self.events.close()
 
 
 class RunningMeans:

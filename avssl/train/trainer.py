@@ -42,9 +42,9 @@ class Position:
 class LoopSettings:
     """What the loop needs to know; see `avssl.build.TrainConfig` and `OptimConfig`."""
 
-    epochs: int
     batches_per_epoch: int
     seed: int
+    warmup_epochs: int = 0  # of the memories, before the first epoch of training
     accumulate: int = 1
     precision: torch.dtype = torch.float32
     clip_grad_norm: float | None = None
@@ -75,6 +75,8 @@ class Trainer:
         Takes the clips that could not be read.
     position : Position
         Where to begin; moved along.
+    after_mining : callable, optional
+        Called as ``after_mining(objective, epoch, step)`` when an objective has mined positives anew.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Trainer:
         log: MetricsLog,
         ledger: SkipLedger,
         position: Position,
+        after_mining: Callable[[Any, int, int], object] | None = None,
     ) -> None:
         self.objective = objective
         self.views = views
@@ -100,6 +103,7 @@ class Trainer:
         self.log = log
         self.ledger = ledger
         self.position = position
+        self.after_mining = after_mining
         self.device = next(objective.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == torch.float16)
         self.means = RunningMeans()
@@ -132,7 +136,7 @@ class Trainer:
         with self._catch_signals():
             for parts in self._grouped():
                 if parts[0].batch == 0:
-                    self._begin_epoch(parts[0].epoch)
+                    self._begin_epoch(parts[0].epoch, progress)
                 self._step(parts)
                 self._advance(parts[-1])
                 self._report(progress)
@@ -155,11 +159,20 @@ class Trainer:
                 parts = []
             waiting_since = time.monotonic()
 
-    def _begin_epoch(self, epoch: int) -> None:
+    def _begin_epoch(self, epoch: int, progress: Progress) -> None:
+        """Let the objective prepare an epoch of training; one that warms up the memories needs nothing."""
+        if epoch < self.settings.warmup_epochs:
+            return
         self._seed_step(salt=1)
-        numbers = self.objective.before_epoch(epoch)
+        step = self.position.step
+        numbers = self.objective.before_epoch(
+            epoch - self.settings.warmup_epochs,
+            progress=lambda done, total: progress.update(step, mining=f"{done / total:.0%}"),
+        )
         if numbers:
-            self.log.write(self.position.step, epoch, numbers)
+            self.log.write(step, epoch, numbers)
+        if numbers and self.after_mining is not None and hasattr(self.objective, "positive_set"):
+            self.after_mining(self.objective, epoch, step)
 
     def _seed_step(self, salt: int = 0) -> torch.Generator:
         """Seed all random numbers of this step; returns a generator for the augmentation."""
@@ -172,17 +185,22 @@ class Trainer:
         generator = self._seed_step()
         parts = [part for part in parts if len(part) > 1]  # batch norm needs two
         total = sum(len(part) for part in parts)
-        set_learning_rate(self.optimizer, self.rate(self.position.step / self._steps_per_epoch))
+        warming_up = bool(parts) and parts[0].epoch < self.settings.warmup_epochs
+        done = self.position.step / self._steps_per_epoch - self.settings.warmup_epochs
+        set_learning_rate(self.optimizer, self.rate(max(done, 0.0)))
         for part in parts:
             part = part.to(self.device, non_blocking=True)
             views = self.views(part.frames, part.waveform, part.index, generator)
             with torch.autocast(
                 self.device.type, self.settings.precision, enabled=self.settings.precision != torch.float32
             ):
+                if warming_up:
+                    self.objective.fill_memory(views)
+                    continue
                 out = self.objective(views)
             self.scaler.scale(out["loss"] * (len(part) / total)).backward()
             self.means.add(out)
-        if parts:
+        if parts and not warming_up:
             self._update()
         self._window_clips += total
 
@@ -211,8 +229,11 @@ class Trainer:
         if self.position.step % self.settings.log_every == 0:
             numbers = self._write_log()
             self.ledger.check(self.settings.max_skipped, self.settings.num_rows)
-            loss, rate = numbers.get("loss", 0.0), f"{numbers['clips_per_second']:.0f} clips/s"
-            progress.update(self.position.step, loss=loss, rate=rate)
+            fields: dict[str, Any] = (
+                {"loss": numbers["loss"]} if "loss" in numbers else {"memory": "warms up"}
+            )
+            rate = f"{numbers['clips_per_second']:.0f} clips/s"
+            progress.update(self.position.step, **fields, rate=rate)
 
     def _write_log(self) -> dict[str, float]:
         """Write the means since the last line; raises on a loss that is not finite."""

@@ -18,6 +18,7 @@ from avssl.errors import ConfigError, ManifestError
 from avssl.transforms.draws import uniform
 
 Bins = Literal["paired", "linear", "mel"]
+PadMode = Literal["constant", "reflect"]
 MIN_POWER = 1e-10
 STD_EPSILON = 1e-5
 
@@ -71,6 +72,9 @@ class LogSpectrogram(nn.Module):
     mean, std : Tensor, sequence of `num_bins` floats, float or None
         The result is ``(decibels - mean) / (std + 1e-5)``; a single number serves all bins, None for both
         leaves decibels. See `spectrogram_statistics`. They are part of the state_dict.
+    pad_mode : "constant" or "reflect"
+        What lies beyond both ends of a clip, within half a window: zeros, as librosa has it since 0.9, or the
+        clip mirrored, as it was in 2020 when the official networks were trained. Only there do they differ.
 
     Attributes
     ----------
@@ -100,13 +104,15 @@ class LogSpectrogram(nn.Module):
         top_db: float = 100.0,
         mean: Tensor | Sequence[float] | float | None = None,
         std: Tensor | Sequence[float] | float | None = None,
+        pad_mode: PadMode = "constant",
     ) -> None:
         super().__init__()
         _check_positive(
             sample_rate=sample_rate, n_fft=n_fft, hop_seconds=hop_seconds, num_mels=num_mels, top_db=top_db
         )
-        if bins not in get_args(Bins):
-            raise ConfigError(f"bins is {bins!r}; must be one of {', '.join(get_args(Bins))}")
+        for name, value, choices in (("bins", bins, Bins), ("pad_mode", pad_mode, PadMode)):
+            if value not in get_args(choices):
+                raise ConfigError(f"{name} is {value!r}; must be one of {', '.join(get_args(choices))}")
         if n_fft % 4:
             raise ConfigError(f"n_fft is {n_fft}; must be a multiple of 4; try {4 * round(n_fft / 4) or 4}")
         hop = sample_rate * hop_seconds
@@ -120,6 +126,7 @@ class LogSpectrogram(nn.Module):
         self.n_fft = n_fft
         self.bins = bins
         self.top_db = top_db
+        self.pad_mode = pad_mode
         self.num_bins = {"paired": 1 + n_fft // 4, "linear": 1 + n_fft // 2, "mel": num_mels}[bins]
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         filters = mel_filters(sample_rate, n_fft, num_mels) if bins == "mel" else None
@@ -186,7 +193,7 @@ class LogSpectrogram(nn.Module):
             self.hop_length,
             window=self.window,
             center=True,
-            pad_mode="constant",
+            pad_mode=self.pad_mode,
             return_complex=True,
         )
         spectrum = spectrum.transpose(1, 2)[:, : self.num_frames(waveform.shape[-1])]

@@ -15,6 +15,7 @@ from avssl.models import (
     load_official_model,
     to_official,
 )
+from avssl.models.official import OfficialArchitecture, infer_architecture
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid.pt"
 
@@ -103,6 +104,33 @@ def test_round_trip_loses_nothing(prefix):
     after = from_official(official)
     assert list(after) == list(before)
     assert all(after[key] is before[key] for key in before)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    ("depth", "projection"), [(10, (4,)), (18, (8, 8, 4)), (34, (8, 4)), (10, tuple(range(1, 8)))]
+)
+def test_architecture_is_read_off_the_keys(prefix, depth, projection):
+    model = DualEncoder(R2Plus1D(depth, width=3), AudioConvNet(width=2), projection)
+    weights = {prefix + key: tensor for key, tensor in to_official(model.state_dict()).items()}
+    assert infer_architecture(weights) == OfficialArchitecture(depth, 3, 2, projection)
+
+
+def test_architecture_of_the_official_model_is_read_off_its_keys(golden):
+    weights = {key: torch.empty(shape, device="meta") for key, shape in golden["shapes"].items()}
+    assert infer_architecture(weights) == OfficialArchitecture(10, 64, 64, (128,))
+
+
+def test_weights_that_tell_no_architecture_are_refused():
+    weights = to_official(small().state_dict())
+    with pytest.raises(
+        CheckpointError, match=r"has \(1, 1, 1, 0\) blocks in conv2x, .* must be one of \(1, 1"
+    ):
+        infer_architecture({key: value for key, value in weights.items() if ".conv5x." not in key})
+    with pytest.raises(CheckpointError, match=r"1 key\(s\) missing: audio_model\.conv1\.0\.weight; give"):
+        infer_architecture({key: v for key, v in weights.items() if not key.startswith("audio_model.")})
+    with pytest.raises(CheckpointError, match=r"missing: video_proj\.projection\.0\.weight"):
+        infer_architecture({key: v for key, v in weights.items() if not key.startswith("video_proj.")})
 
 
 def test_loading_copies_every_weight():

@@ -34,6 +34,42 @@ def metric_lines(steps, start):
     ]
 
 
+def cosine_histogram(centre):
+    """A bell around `centre` in 40 bins on [-1, 1]."""
+    edges = [i / 20 - 1 for i in range(41)]
+    counts = [round(1000 * math.exp(-(((low + 0.025 - centre) / 0.2) ** 2))) for low in edges[:-1]]
+    return {"edges": edges, "counts": counts, "mean": centre, "std": 0.14}
+
+
+def mining_lines(labelled=True):
+    """Three minings of positives that get better."""
+    kinds = ("video", "audio", "consensus", "union", "used")
+    return [
+        {
+            "step": 100 * time,
+            "epoch": time,
+            "num_positives": 8,
+            "precision": {kind: 0.3 + 0.1 * time + 0.02 * n for n, kind in enumerate(kinds)}
+            | {"chance": 0.08}
+            if labelled
+            else {},
+            "precision_queries": 800 if labelled else 0,
+            "kept_share": 0.6 + 0.1 * time if time else None,
+            "jaccard": 0.5 + 0.1 * time if time else None,
+            "in_degree": {"edges": [0, 1, 2, 4, 8], "counts": [80, 120, 2000, 200], "mean": 2.6, "std": 1.1},
+            "never_chosen_share": 0.1 / 3,
+            "largest_in_degree": 7,
+            "gini": 0.31,
+            "similarity": {
+                f"{modality}_{pairs}": cosine_histogram(centre)
+                for modality, shift in (("video", 0.0), ("audio", 0.1))
+                for pairs, centre in (("positives", 0.6 - shift), ("random", shift))
+            },
+        }
+        for time in range(3)
+    ]
+
+
 def run_record(stage, seconds):
     return {
         "manifest": {
@@ -103,6 +139,7 @@ def write_run(folder):
     }
     write_lines(folder / "avid" / "skipped.jsonl", [skipped])
     write_lines(folder / "cma" / "skipped.jsonl", [])
+    write_lines(folder / "cma" / "mining.jsonl", mining_lines())
     (folder / "config.yaml").write_text("objective:\n  name: cma\n  positives: 32\noptim:\n  lr: 0.001\n")
     (folder / "results.json").write_text(json.dumps(results_record()))
     (folder / "gallery.json").write_text(json.dumps(gallery_record()))

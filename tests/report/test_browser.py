@@ -32,6 +32,21 @@ def test_browser_shows_the_table_and_the_curves(opened):
     assert complaints == []
 
 
+def test_browser_shows_mined_agreements(opened):
+    page, complaints, _, _ = opened
+    section = page.locator("#mined")
+    assert section.locator("figure").count() == 4
+    assert section.locator("tbody tr").count() == 4
+    area = section.locator("path.area").first
+    area.scroll_into_view_if_needed()
+    assert area.bounding_box()["height"] > 50
+    assert area.evaluate("area => getComputedStyle(area).fill") != "none"
+    column = section.locator("rect.bin").nth(20)
+    column.hover()
+    assert float(column.evaluate("column => getComputedStyle(column).opacity")) > 0
+    assert complaints == []
+
+
 def test_browser_loads_videos_only_when_they_come_near(browser, opened):
     page = browser.new_page(viewport={"width": 1200, "height": 800})
     page.goto(opened[3].as_uri())

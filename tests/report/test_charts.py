@@ -5,7 +5,18 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from avssl.report.charts import HEIGHT, MAX_POINTS, WIDTH, Series, format_number, line_chart, round_ticks
+from avssl.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    MAX_POINTS,
+    WIDTH,
+    Bars,
+    Series,
+    format_number,
+    histogram_chart,
+    line_chart,
+    round_ticks,
+)
 
 
 def _figure(*series, title="Loss"):
@@ -111,4 +122,40 @@ def test_chart_escapes_names():
     figure = _figure(Series(name, [1, 2], [1.0, 2.0]), title=name)
     assert figure.find(".//script") is None
     assert figure.find("./figcaption").text == name
+    assert figure.find("./svg").get("aria-label") == f"{name}: {name}"
+
+
+def _histogram(*bars, title="Cosines"):
+    return ElementTree.fromstring(str(histogram_chart(title, [-1.0, 0.0, 0.5, 1.0], bars, "cosine")))
+
+
+def test_histogram_draws_shares_from_the_axis_so_that_sizes_compare():
+    figure = _histogram(Bars("few", [1, 3, 0], 0.1), Bars("many", [100, 300, 0], 0.2))
+    areas = [area.get("d") for area in figure.findall("./svg/path") if "area" in area.get("class")]
+    assert areas[0] == areas[1]
+    heights = [HEIGHT - BOTTOM - float(part.split("H")[0]) for part in areas[0].split("V")[1:4]]
+    assert heights[1] == pytest.approx(3 * heights[0], abs=0.3)
+    assert heights[2] == 0
+    assert areas[0].endswith(f"V{HEIGHT - BOTTOM:.1f}Z")
+
+
+def test_histogram_tells_means_and_the_shares_of_each_bin_that_is_not_empty():
+    figure = _histogram(Bars("positives", [0, 3, 1], 0.51), Bars("random", [0, 1, 0], 0.02))
+    assert ["".join(entry.itertext()) for entry in figure.findall("./ul/li")] == [
+        "positives mean 0.51",
+        "random mean 0.02",
+    ]
+    assert [title.text for title in figure.findall("./svg/rect/title")] == [
+        "positives 75.00 %, random 100.00 % from 0 to 0.5",
+        "positives 25.00 %, random 0.00 % from 0.5 to 1",
+    ]
+    widths = [float(box.get("width")) for box in figure.findall("./svg/rect")]
+    assert widths[0] == pytest.approx(widths[1], abs=0.11)
+    assert figure.find("./svg").get("aria-label") == "Cosines: positives, random"
+
+
+def test_histogram_escapes_names():
+    name = '"><script>alert(1)</script>&'
+    figure = _histogram(Bars(name, [1, 0, 0], 0.0), title=name)
+    assert figure.find(".//script") is None
     assert figure.find("./svg").get("aria-label") == f"{name}: {name}"

@@ -5,7 +5,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
-from fake_run import metric_lines, results_record, write_lines
+from fake_run import metric_lines, mining_lines, results_record, write_lines
 
 from avssl.errors import AvsslError
 from avssl.report import gallery as gallery_module
@@ -17,6 +17,7 @@ SECTIONS = (
     "Comparison",
     "Losses",
     "Other curves",
+    "Mined agreements",
     "What was left out",
     "Gallery",
     "Configuration",
@@ -181,7 +182,13 @@ def test_curves_have_a_chart_a_stage_and_family(page):
         "Share of time waiting for data",
         "Clips a second",
     ]
-    assert titles == 2 * ["Loss", "Loss terms"] + 2 * others
+    mined = [
+        "Precision of positives",
+        "Overlap with the positives before",
+        "Similarity of video",
+        "Similarity of audio",
+    ]
+    assert titles == 2 * ["Loss", "Loss terms"] + 2 * others + mined
     legends = [entry["text"].split()[0] for entry in page.all("li") if entry["text"].startswith("loss")]
     assert legends == 2 * ["loss", "loss_v2a", "loss_a2v"]
 
@@ -193,6 +200,13 @@ def test_curves_take_the_later_line_of_a_step_that_was_run_again(run):
     )
     tips = [title["text"] for title in _write(run, "report.html").all("title")[1:]]
     assert tips == ["loss 9 at 10", "loss 2 at 20", "loss 1 at 30"]
+
+
+def test_curves_keep_the_loss_of_a_step_after_which_positives_were_mined(run):
+    lines = [{"step": 10, "loss": 3.0}, {"step": 10, "kept": 0.5}, {"step": 20, "loss": 1.0}]
+    write_lines(run / "metrics.jsonl", lines)
+    tips = [title["text"] for title in _write(run, "report.html").all("title")[1:]]
+    assert tips == ["loss 3 at 10", "loss 1 at 20", "kept 0.5 at 10"]
 
 
 def test_curves_draw_any_numeric_key_and_pass_over_text(run):
@@ -208,6 +222,75 @@ def test_curves_break_at_null_which_stands_for_nan_in_a_log(run):
     page = _write(run, "report.html")
     assert len(page.all("polyline")) == 2
     assert "Not drawn: 1 without a finite value." in page.section("losses")
+
+
+def test_mined_agreements_compare_kinds_of_agreement_with_chance(page):
+    text = page.section("mined")
+    assert "Positives were mined 3 times, last before epoch 2, 8 for each instance." in text
+    assert "on 800 instances mined anew" in text
+    entries = [entry["text"] for entry in page.all("li")]
+    for entry in ("used 0.58", "video 0.5", "chance 0.08", "old positives kept 0.8", "Jaccard index 0.7"):
+        assert entry in entries
+    tips = [title["text"] for title in page.all("title")]
+    assert "consensus 0.34 at 0" in tips
+    assert "old positives kept 0.7 at 1" in tips
+    assert "old positives kept 0.6 at 0" not in tips
+
+
+def test_mined_agreements_show_the_last_similarities_and_in_degree(page):
+    (video,) = [f for f in page.all("figure") if f["text"].startswith("Similarity of video")]
+    assert "positives mean 0.6" in video["text"]
+    assert "random pairs mean 0" in video["text"]
+    text = page.section("mined")
+    assert (
+        "2.6 times on average; at most 7 times; never: 3.3 % of the instances; Gini coefficient 0.31" in text
+    )
+    assert page.rows("2 to 3") == ["2 to 32,00083.3 %"]
+    assert page.rows("4 to 7") == ["4 to 72008.3 %"]
+
+
+def test_mined_agreements_without_classes_say_why_there_is_no_precision(run):
+    write_lines(run / "metrics.jsonl", metric_lines(50, 3.0))
+    write_lines(run / "mining.jsonl", mining_lines(labelled=False)[:1])
+    page = _write(run, "report.html")
+    text = page.section("mined")
+    assert "precision is unknown: judging it takes a manifest that labels at least two classes" in text
+    assert "no overlap to show before positives have been mined twice" in text
+    assert "Positives were mined once" in text
+    assert "Precision of positives" not in text
+
+
+def test_mined_agreements_are_not_among_the_other_curves_again(run):
+    scalars = {"positives/gini": 0.5}
+    write_lines(run / "metrics.jsonl", [{"step": 1, "loss": 1.0}, {"step": 1, **scalars}])
+    assert "Positives/gini" in _write(run, "report.html").section("curves")
+    write_lines(run / "mining.jsonl", mining_lines())
+    assert "gini" not in _write(run, "report.html").section("curves")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"precision": 3, "similarity": [], "in_degree": {"edges": [0, 1], "counts": []}, "epoch": "x"},
+        {"precision": {"used": "high"}, "similarity": {"video_positives": {"edges": [1, 0], "counts": [1]}}},
+        {
+            "in_degree": {"edges": [0, 1, 2], "counts": [0, 0]},
+            "gini": [],
+            "num_positives": None,
+            "kept_share": {},
+        },
+        {"in_degree": {"edges": [0, 1], "counts": [5]}, "similarity": {"audio_random": {"edges": [None]}}},
+    ],
+)
+def test_mined_agreements_survive_damage(run, damage):
+    write_lines(run / "metrics.jsonl", metric_lines(50, 3.0))
+    write_lines(run / "mining.jsonl", [{"step": 0} | damage])
+    with (run / "mining.jsonl").open("a") as file:
+        file.write('{"step": 60, "pre')
+    page = _write(run, "report.html")
+    assert "Positives were mined once" in page.section("mined")
+    assert "mining.jsonl: 1 damaged line left out" in page.all("section", "problems")[0]["text"]
+    assert "Similarity" not in page.section("mined")
 
 
 def test_left_out_counts_reasons_and_names_each_file_once(page):
@@ -281,6 +364,7 @@ def test_page_of_a_run_that_is_still_going(run):
     assert "not finished" in page.section("run")
     assert "metrics.jsonl: 1 damaged line left out" in page.all("section", "problems")[0]["text"]
     assert len(page.all("figure")) == 7
+    assert "Nothing was mined here" in page.section("mined")
     for name in ("comparison", "gallery"):
         assert "Not evaluated" in page.section(name)
     for name in ("configuration", "versions", "commands"):

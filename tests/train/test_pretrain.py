@@ -10,13 +10,14 @@ import pytest
 import torch
 from media import write_media
 
-from avssl.build import share_cores
+from avssl.build import build_objective, share_cores
 from avssl.checkpoint import load_checkpoint
 from avssl.data import Manifest
 from avssl.errors import CheckpointError, ConfigError, Interrupted, TooManySkippedError, TrainingError
 from avssl.objectives import AVID
 from avssl.train import pretrain
 from avssl.train.trainer import Trainer
+from avssl.weights import export_official
 
 
 def losses(folder):
@@ -87,6 +88,10 @@ def test_cma_starts_from_avid_and_resumes_exactly(recipe, progress, monkeypatch)
     assert (positives >= 0).all()
     first = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
     assert first["instances_with_positives"] == 12
+    assert first["mining_certified_share"] == 1
+    mined = (whole / "mining.jsonl").read_text()
+    assert [(r["step"], r["epoch"]) for r in map(json.loads, mined.splitlines())] == [(0, 0), (6, 2)]
+    assert (cut / "mining.jsonl").read_text() == mined
 
 
 def test_loader_workers_change_nothing(recipe, progress):
@@ -195,14 +200,112 @@ def test_precision_clipping_and_schedule_are_used(recipe, progress):
     assert all(line["grad_norm"] > 0 for line in lines)
 
 
-def test_memories_of_other_data_are_refused(recipe, progress, tmp_path):
+@pytest.fixture
+def other_data(tmp_path):
+    """A folder with other files than `videos`."""
     (tmp_path / "other" / "a").mkdir(parents=True)
     for i in range(5):
         write_media(tmp_path / "other" / "a" / f"{i}.mp4", seconds=1.2, size=(48, 40), first_number=i)
-    other = {"root": str(tmp_path / "other"), "val_share": 0.0}
-    first = pretrain(recipe(data=other, run={"name": "first"}), progress)
-    with pytest.raises(CheckpointError, match=r"memories belong to other data.*use the same data"):
-        pretrain(recipe(run={"name": "second", "start_from": str(first)}), progress)
+    return {"root": str(tmp_path / "other"), "val_share": 0.0}
+
+
+CMA_SETTINGS = {"name": "CMA", "num_negatives": 4, "num_positives": 3, "refresh_epochs": 2}
+
+
+def test_cma_without_memories_of_its_samples_fills_them_first_or_is_refused(recipe, progress, other_data):
+    first = pretrain(recipe(data=other_data, run={"name": "first"}), progress)
+    second = {"name": "second", "start_from": str(first)}
+    with pytest.raises(CheckpointError, match=r"no memories of these 12 samples.*memory_warmup_epochs=1"):
+        pretrain(recipe(objective=CMA_SETTINGS, run=second), progress)
+    train = {"memory_warmup_epochs": 1}
+    folder = pretrain(recipe(objective=CMA_SETTINGS, run=second, train=train), progress)
+    assert sorted(losses(folder)) == list(range(4, 13))  # three steps fill, nine train
+    mined = [json.loads(line) for line in (folder / "mining.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["epoch"]) for line in mined] == [(3, 1), (9, 3)]
+    assert (load_checkpoint(folder)["objective"]["positive_set"] >= 0).all()
+
+
+def test_filling_the_memories_leaves_the_weights_alone(recipe, progress, monkeypatch):
+    train = {"memory_warmup_epochs": 1}
+    stop_after(monkeypatch, step=3)
+    with pytest.raises(Interrupted):
+        pretrain(recipe(train=train), progress)
+    state = load_checkpoint(Path(recipe().run.folder) / "run")["objective"]
+    torch.manual_seed(recipe().train.seed)
+    fresh = build_objective(recipe(), 12).state_dict()
+    weights = [name for name in fresh if name.endswith("weight") and name.startswith("encoders.")]
+    assert weights
+    assert all(torch.equal(state[name], fresh[name]) for name in weights)
+    assert state["bank.seen"].all()
+
+
+def test_a_run_stopped_while_it_fills_the_memories_ends_bit_for_bit_alike(recipe, progress, monkeypatch):
+    train = {"memory_warmup_epochs": 1}
+    whole = pretrain(recipe(run={"name": "whole"}, train=train), progress)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=2)
+        with pytest.raises(Interrupted):
+            pretrain(recipe(run={"name": "cut"}, train=train), progress)
+    cut = pretrain(recipe(run={"name": "cut"}, train=train), progress)
+    assert losses(cut) == losses(whole)
+    assert_same_weights(load_checkpoint(cut), load_checkpoint(whole))
+
+
+def test_a_grown_data_set_keeps_the_memories_of_its_old_samples(recipe, progress, videos, tmp_path):
+    avid = pretrain(recipe(run={"name": "avid"}), progress)
+    grown = tmp_path / "grown"
+    shutil.copytree(videos, grown)
+    write_media(grown / "train" / "high" / "0a.mp4", seconds=1.2, size=(48, 40), first_number=77)
+    said = []
+    run = {"name": "cma", "start_from": str(avid)}
+    settings = recipe(objective=CMA_SETTINGS, run=run, data={"root": str(grown)}, train={"epochs": 1})
+    folder = pretrain(settings, progress, say=said.append)
+    assert said == [f"{avid}: memories of 12 of the 13 samples were carried over"]
+    ids = Manifest.load(folder / "manifest.parquet").select(split="train").ids
+    positives = load_checkpoint(folder)["objective"]["positive_set"]
+    assert (positives[ids.index("train/high/0a.mp4")] == -1).all()
+    assert (positives >= 0).any(dim=1).sum() == 12
+
+
+def test_an_official_checkpoint_begins_a_stage_on_other_files(recipe, progress, tmp_path):
+    model = {"projection": [16, 8], "batch_norm": False}
+    avid = pretrain(recipe(run={"name": "avid"}, model=model), progress)
+    state = load_checkpoint(avid)
+    export_official(state, tmp_path / "checkpoint.pth.tar")
+    run = {"name": "cma", "start_from": str(tmp_path / "checkpoint.pth.tar")}
+    with pytest.raises(CheckpointError, match=r"the release's memories belong to its authors' files"):
+        pretrain(recipe(run=run, model=model, objective=CMA_SETTINGS), progress)
+    train = {"memory_warmup_epochs": 1, "epochs": 1}
+    settings = recipe(run=run, model=model, objective=CMA_SETTINGS, optim={"lr": 1e-9}, train=train)
+    got = load_checkpoint(pretrain(settings, progress))["objective"]
+    name = "encoders.video.conv2x.spt_conv1.weight"
+    torch.testing.assert_close(got[name], state["objective"][name], atol=1e-6, rtol=0)
+    assert (got["positive_set"] >= 0).all()
+
+
+def test_statistics_of_the_own_data_are_computed_and_kept_with_the_run(recipe, progress, monkeypatch):
+    views = {"statistics": "auto"}
+    whole = pretrain(recipe(run={"name": "whole"}, views=views), progress)
+    numbers = json.loads((whole / "statistics.json").read_text())
+    assert len(numbers["mean"]) == 65
+    assert numbers["num_clips"] == 12
+    stored = load_checkpoint(whole)["config"]["views"]
+    assert stored["spectrogram"]["mean"] == numbers["mean"]
+    assert stored["statistics"] is None
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=4)
+        with pytest.raises(Interrupted):
+            pretrain(recipe(run={"name": "cut"}, views=views), progress)
+    cut = pretrain(recipe(run={"name": "cut"}, views=views), progress)
+    assert losses(cut) == losses(whole)
+
+
+def test_an_epoch_of_several_passes_is_explained(recipe, progress):
+    said = []
+    pretrain(recipe(data={"clips_per_sample": 2}, train={"epochs": 1}), progress, say=said.append)
+    assert said == [
+        "an epoch of this recipe is 2 passes over 12 clips; 1 epochs = 2 passes, 6 steps of 4 clips (global)"
+    ]
 
 
 def test_the_record_counts_the_time_of_all_sessions(recipe, progress, monkeypatch):

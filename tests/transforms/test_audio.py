@@ -55,6 +55,48 @@ def test_spectrogram_equals_librosa(bins: str, num_bins: int, top_db: float) -> 
         assert float((db[0].double() - torch.from_numpy(expected)).abs().mean()) < 1e-4
 
 
+def official_in_float64(waveform: np.ndarray, n_fft: int, hop: int, pad_mode: str) -> np.ndarray:
+    """(frames, 1 + n_fft / 4) decibels of the official front end from nothing but the discrete transform."""
+    padded = np.pad(waveform, n_fft // 2, mode=pad_mode)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    frames = np.stack([padded[i * hop : i * hop + n_fft] for i in range(len(waveform) // hop)])
+    power = np.abs(np.fft.rfft(frames * window)) ** 2
+    power = np.concatenate([power[:, :1], power[:, 1:].reshape(len(power), -1, 2).mean(-1)], axis=1)
+    decibels = 10 * np.log10(np.maximum(power, 1e-10))
+    return np.maximum(decibels, decibels.max() - 100)
+
+
+@pytest.mark.parametrize("pad_mode", ["constant", "reflect"])
+@pytest.mark.parametrize(
+    "n_fft, hop_seconds, frames, bins", [(1024, 0.01, 200, 257), (512, 0.02, 100, 129)], ids=["257", "129"]
+)
+def test_official_front_end_equals_float64(
+    n_fft: int, hop_seconds: float, frames: int, bins: int, pad_mode: str
+) -> None:
+    rng = np.random.default_rng(0)
+    mean, std = rng.uniform(-60, -10, bins), rng.uniform(5, 25, bins)
+    waveform = sound()
+    spectrogram = LogSpectrogram(24000, n_fft, hop_seconds, mean=mean, std=std, pad_mode=pad_mode)
+    result = spectrogram(waveform)
+    assert result.shape == (3, 1, frames, bins)
+    for clip, view in zip(waveform.double().numpy(), result, strict=True):
+        decibels = official_in_float64(clip[0], n_fft, round(24000 * hop_seconds), pad_mode)
+        expected = torch.from_numpy((decibels - mean) / (std + 1e-5))
+        torch.testing.assert_close(view[0].double(), expected, rtol=0, atol=2e-3)
+        assert float((view[0].double() - expected).abs().mean()) < 1e-5
+
+
+def test_padding_changes_only_the_frames_at_the_ends() -> None:
+    waveform = sound(1)
+    zeros, mirrored = LogSpectrogram()(waveform), LogSpectrogram(pad_mode="reflect")(waveform)
+    differing = (zeros != mirrored).any(-1).flatten().nonzero().flatten()
+    assert differing.tolist() == [0, 1, 2, 198, 199]
+    spectrum = librosa.stft(waveform[0, 0].double().numpy(), n_fft=1024, hop_length=240, pad_mode="reflect")
+    constant = np.abs(spectrum[0]) ** 2
+    expected = torch.from_numpy(10 * np.log10(constant[:200]))
+    torch.testing.assert_close(mirrored[0, 0, :, 0].double(), expected, rtol=0, atol=2e-2)
+
+
 @pytest.mark.parametrize(
     "num_samples, frames", [(48000, 200), (24000, 100), (47900, 200), (600, 2), (24120, 100)]
 )
@@ -128,6 +170,7 @@ def test_short_waveform_is_named_with_the_limit() -> None:
         ({"mean": float("nan"), "std": 1.0}, "mean holds a value that is not finite"),
         ({"mean": 0.0, "std": -1.0}, "std has the value -1"),
         ({"bins": "bark"}, "bins is 'bark'; must be one of paired, linear, mel"),
+        ({"pad_mode": "zero"}, "pad_mode is 'zero'; must be one of constant, reflect"),
         ({"n_fft": 1022}, "n_fft is 1022; must be a multiple of 4"),
         ({"n_fft": 0}, "n_fft is 0; must be above 0"),
         ({"top_db": -1.0}, "top_db is -1.0"),

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
+from torchvision.transforms.v2 import functional as v2
 
 from avssl.errors import ConfigError
 from avssl.transforms import IMAGENET_MEAN, IMAGENET_STD, VideoAugment, VideoEval
@@ -17,6 +18,13 @@ PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 def random_clip(height: int, width: int, num_frames: int = 3, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (num_frames, height, width, 3), generator=generator, dtype=torch.uint8)
+
+
+def smooth_clip(height: int, width: int, seed: int) -> Tensor:
+    """One frame of coloured blobs, as pictures are, rather than noise."""
+    coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
+    fine = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    return (255 * fine.clamp(0, 1)).round().byte().permute(0, 2, 3, 1)
 
 
 def as_images(clip: Tensor) -> Tensor:
@@ -64,23 +72,58 @@ def test_augment_of_equal_frames_gives_equal_frames() -> None:
     assert (views[0] - views[1]).abs().max() > 0.1
 
 
-def test_augment_order_is_crop_flip_jitter_normalise() -> None:
-    sizes = [(90, 120), (70, 64)]
-    clips = [random_clip(*size, seed=i) for i, size in enumerate(sizes)]
-    augment = VideoAugment(40)
+@pytest.mark.parametrize(
+    "sizes, size, num_frames", [([(90, 120), (70, 64)], 40, 3), ([(256, 340), (240, 320)], 224, 8)]
+)
+def test_augment_order_is_crop_flip_jitter_normalise(
+    sizes: list[tuple[int, int]], size: int, num_frames: int
+) -> None:
+    clips = [random_clip(*shape, num_frames, seed=i) for i, shape in enumerate(sizes)]
+    augment = VideoAugment(size)
     views = augment(clips, torch.Generator().manual_seed(11))
 
     generator = torch.Generator().manual_seed(11)
-    boxes = random_boxes(torch.tensor(sizes, dtype=torch.float64), 0.08, generator).long()
+    boxes = random_boxes(torch.tensor(sizes, dtype=torch.float64), 0.08, generator).tolist()
     flips = torch.rand(2, generator=generator, dtype=torch.float64) < 0.5
     factors, order = augment.jitter.draw(2, generator)
+    adjust = (v2.adjust_brightness, v2.adjust_contrast, v2.adjust_saturation, v2.adjust_hue)
+    for i, clip in enumerate(clips):
+        for t, image in enumerate(as_images(clip)):  # frame by frame: all have the clip's one draw
+            image = v2.resized_crop(image, *map(int, boxes[i]), [size, size], antialias=True)
+            image = v2.horizontal_flip(image) if flips[i] else image
+            for op in order[i].tolist():
+                image = adjust[op](image, float(factors[i, op]))
+            expected = v2.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
+            torch.testing.assert_close(views[i, :, t], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "jitter, most, mean",
+    [
+        ((0, 0, 0, 0), 1.1, 0.4),  # crop and resize round to a 255th, twice
+        ((0.4, 0.4, 0.4, 0), 8, 3),  # each blend truncates, and scales what was rounded before
+        ((0.4, 0.4, 0.4, 0.2), 30, 4),  # hue goes through HSV in 8 bits
+    ],
+)
+def test_augment_differs_from_pillow_by_its_rounding(jitter: tuple, most: float, mean: float) -> None:
+    """The official code jitters 8-bit Pillow images; differences in steps of 1/255."""
+    clips = [smooth_clip(256, 340, seed=i) for i in range(8)]
+    augment = VideoAugment(112, jitter=jitter, **PLAIN)
+    views = augment(clips, torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    boxes = random_boxes(torch.tensor([[256, 340]] * 8, dtype=torch.float64), 0.08, generator).tolist()
+    flips = torch.rand(8, generator=generator, dtype=torch.float64) < 0.5
+    factors, order = augment.jitter.draw(8, generator)
     adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for i, clip in enumerate(clips):
-        images = reference_view(clip, boxes[i], flips[i], 40).transpose(0, 1)
+        image = tv.to_pil_image(clip[0].permute(2, 0, 1))
+        image = tv.resized_crop(image, *map(int, boxes[i]), [112, 112])
+        image = tv.hflip(image) if flips[i] else image
         for op in order[i].tolist():
-            images = adjust[op](images, float(factors[i, op]))
-        expected = tv.normalize(images, IMAGENET_MEAN, IMAGENET_STD).transpose(0, 1)
-        torch.testing.assert_close(views[i], expected, rtol=0, atol=1e-4)
+            image = adjust[op](image, float(factors[i, op]))
+        difference = 255 * (views[i, :, 0] - tv.to_tensor(image)).abs()
+        assert float(difference.max()) < most
+        assert float(difference.mean()) < mean
 
 
 def test_augment_repeats_with_its_generator_and_differs_otherwise() -> None:
@@ -138,6 +181,17 @@ def test_random_boxes_follow_the_law_of_torchvision() -> None:
         assert float(distance.max()) < 1.95 * math.sqrt(2 / count)
 
 
+def test_random_boxes_keep_the_official_limits() -> None:
+    height, width = 1000, 1400  # large, so that rounding to pixels hardly moves area and ratio
+    sizes = torch.tensor([[height, width]], dtype=torch.float64).expand(20000, 2)
+    _, _, box_height, box_width = random_boxes(sizes, 0.08, torch.Generator().manual_seed(1)).unbind(1)
+    area, ratio = box_height * box_width / (height * width), box_width / box_height
+    assert 0.079 < float(area.min()) < 0.082
+    assert 0.9 < float(area.max()) <= 1  # the whole frame has no allowed ratio
+    assert 3 / 4 - 0.003 < float(ratio.min()) < 3 / 4 + 0.003
+    assert 4 / 3 - 0.005 < float(ratio.max()) < 4 / 3 + 0.005
+
+
 @pytest.mark.parametrize(
     "size, box", [((10, 100), (0, 43, 10, 13)), ((100, 10), (43, 0, 13, 10)), ((9, 9), (0, 0, 9, 9))]
 )
@@ -158,7 +212,7 @@ def test_random_boxes_of_a_clip_do_not_depend_on_the_other_sizes() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[(240, 320)] * 2, [(300, 200), (50, 61), (112, 112), (37, 200)]])
-@pytest.mark.parametrize("size", [56, 64])
+@pytest.mark.parametrize("size", [56, 64, 112, 224])
 def test_eval_equals_resize_and_centre_crop(sizes: list[tuple[int, int]], size: int) -> None:
     clips = [random_clip(*shape, seed=i) for i, shape in enumerate(sizes)]
     views = VideoEval(size, **PLAIN)(clips)

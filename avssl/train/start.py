@@ -1,0 +1,131 @@
+"""Where a run begins: its data, its objective, and whether it is the run its folder already holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avssl.build import Config, build_objective
+from avssl.config import config_diff, config_from_dict
+from avssl.data import Failure, Manifest, SkipLedger, Skipped, scan
+from avssl.errors import CheckpointError, ConfigError
+from avssl.memory import instance_keys
+from avssl.objectives import CMA, Objective
+from avssl.weights import read_checkpoint
+
+FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
+                  "train.log_every", "train.checkpoint_minutes", "data.root", "data.manifest")  # fmt: skip
+"""Keys that may differ when a run is resumed; what the data are is checked by the manifest's hash."""
+
+
+def find_manifest(
+    config: Config,
+    folder: Path,
+    resuming: bool,
+    ledger: SkipLedger,
+    start_progress: Callable[[str, int, int], Any],
+) -> Manifest:
+    """The manifest of the run: the one it began with, the one the recipe names, or a fresh scan.
+
+    Files a scan cannot open are entered in the ledger.
+    """
+    saved = folder / "manifest.parquet"
+    if resuming and saved.exists():
+        moved = config.data.root is not None and Path(config.data.root).is_dir()
+        return Manifest.load(saved, root=config.data.root if moved else None)
+    if (config.data.root is None) == (config.data.manifest is None):
+        raise ConfigError(
+            f"data.root is {config.data.root!r} and data.manifest is {config.data.manifest!r}; give exactly "
+            "one: data.root=FOLDER to scan a folder of videos, or data.manifest=FILE from `avssl prepare`"
+        )
+    if config.data.manifest is not None:
+        manifest = Manifest.load(config.data.manifest)
+    else:
+        assert config.data.root is not None
+        with start_progress("scan", 0, 0) as progress:
+            result = scan(
+                config.data.root,
+                val_share=config.data.val_share,
+                progress=lambda done, total: progress.update(done, total=total),
+            )
+        manifest = result.manifest
+        for skipped in result.skipped:
+            ledger.add(_failure(skipped), epoch=0)
+        ledger.check(config.data.max_skipped, len(manifest) + len(result.skipped))
+    manifest.save(saved)
+    return manifest
+
+
+def _failure(skipped: Skipped) -> Failure:
+    return Failure(-1, skipped.path, skipped.path, skipped.stage, skipped.reason)
+
+
+def start_objective(
+    config: Config,
+    manifest: Manifest,
+    checkpoint: dict[str, Any] | None,
+    say: Callable[[str], None],
+) -> Objective:
+    """Objective of the recipe: as the checkpoint left it, or fresh, or begun from an earlier stage."""
+    objective = build_objective(config, len(manifest))
+    objective.name_instances(instance_keys(manifest.ids), torch.from_numpy(manifest.copies()))
+    if checkpoint is not None:
+        objective.load_state_dict(checkpoint["objective"])
+    elif config.run.start_from is not None:
+        _start_from_stage(objective, config, manifest, say)
+    return objective
+
+
+def _start_from_stage(
+    objective: Objective, config: Config, manifest: Manifest, say: Callable[[str], None]
+) -> None:
+    """Take over encoders and, instance by instance, memories of an earlier stage, and say how many."""
+    source = str(config.run.start_from)
+    before = read_checkpoint(source)
+    state: dict[str, Tensor] = before["objective"]
+    official = "source" in before
+    if official:  # the banks of the release belong to its authors' files, in an order nobody knows
+        state = {key: value for key, value in state.items() if not key.startswith(("bank.", "positive_set"))}
+    try:
+        carried = objective.start_from(state)
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{source}: does not fit this recipe: {str(error).splitlines()[0]}; "
+            "use the same model section in both stages"
+        ) from error
+    if carried and carried < len(manifest):
+        say(f"{source}: memories of {carried:,} of the {len(manifest):,} samples were carried over")
+    if isinstance(objective, CMA) and not carried and not config.train.memory_warmup_epochs:
+        why = "the release's memories belong to its authors' files" if official else "it holds none of them"
+        raise CheckpointError(
+            f"{source}: has no memories of these {len(manifest):,} samples ({why}), and CMA mines its "
+            "positives in them; set train.memory_warmup_epochs=1 to fill them by a pass over the data first"
+        )
+
+
+def check_same_run(checkpoint: dict[str, Any], config: Config, manifest: Manifest, folder: Path) -> None:
+    """Raise `CheckpointError` when the folder holds a run of another recipe or of other data."""
+    before = config_from_dict(checkpoint["config"], Config, str(folder))
+    differing = [key for key in config_diff(before, config) if not key.startswith(FREE_TO_CHANGE)]
+    if differing:
+        raise CheckpointError(
+            f"{folder}: holds a run with other settings ({', '.join(differing)}); choose another name with "
+            "run.name=, or give --restart to move that run aside and begin anew"
+        )
+    if checkpoint["manifest_hash"] != manifest.hash:
+        raise CheckpointError(
+            f"{folder}: its checkpoint belongs to other data (manifest {checkpoint['manifest_hash'][:12]}, "
+            f"now {manifest.hash[:12]}); choose another name with run.name=, or give --restart"
+        )
+
+
+def move_aside(folder: Path) -> None:
+    """Rename a run folder to the first free NAME.oldN."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    folder.rename(aside)
