@@ -1,148 +1,90 @@
 """From a configuration to objects: the only file that knows both sides.
 
-The dataclasses are the schema of a recipe; their defaults are those of a run on the user's own folder.
-Sections typed ``dict`` name a class or hold arguments of a constructor and are checked against its signature.
+Sections of a recipe that name a class or hold arguments of a constructor are checked against its signature.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from avssl.config import build_section, check_arguments
+from avssl.config import build_section, check_arguments, resolve_section
 from avssl.data import AudioSpec, EpochSampler, VideoSpec
 from avssl.errors import ConfigError
-from avssl.models import AudioConvNet, DualEncoder, R2Plus1D, ResNetAudio, TorchvisionVideo
-from avssl.objectives import AVID, CMA, Objective
-from avssl.optim import OptimizerName, ScheduleName, make_optimizer
-from avssl.transforms import AudioAugment, LogSpectrogram, VideoAugment, VideoEval, ViewMaker
+from avssl.models import (
+    AudioConvNet,
+    DualEncoder,
+    R2Plus1D,
+    RegNetY,
+    ResNetAudio,
+    ResNetImage,
+    TorchvisionVideo,
+    VisualEncoder,
+)
+from avssl.objectives import AVID, BYOL, CMA, BarlowTwins, Joint, Objective, SimSiam
+from avssl.optim import make_optimizer, scaled_lr
+from avssl.schema import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, ViewsConfig
+from avssl.transforms import (
+    AudioAugment,
+    CropSpec,
+    LogSpectrogram,
+    MultiView,
+    VideoAugment,
+    VideoEval,
+    ViewMaker,
+    make_views,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+    "ViewsConfig",
+    "build_device",
+    "build_encoders",
+    "build_objective",
+    "build_optimizer",
+    "build_specs",
+    "build_spectrogram",
+    "build_views",
+    "epoch_notice",
+    "share_cores",
+]
 
 VIDEO_ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "R2Plus1D": R2Plus1D,
     "TorchvisionVideo": TorchvisionVideo,
+    "ResNetImage": ResNetImage,
+    "RegNetY": RegNetY,
 }
 AUDIO_ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "AudioConvNet": AudioConvNet,
     "ResNetAudio": ResNetAudio,
 }
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"AVID": AVID, "CMA": CMA}
-
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-@dataclass
-class DataConfig:
-    """Which files, and what a clip holds."""
-
-    root: str | None = None  # folder or list of videos, scanned when the run starts
-    manifest: str | None = None  # or a manifest that `avssl prepare` wrote
-    split: str = "train"
-    val_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # held out by scanning when `root` has no splits
-    num_frames: Positive = 8
-    fps: PositiveFloat = 16.0
-    short_side: Positive | None = 128
-    audio_seconds: PositiveFloat = 2.0
-    sample_rate: Positive = 24000
-    max_offset_seconds: NonNegative = 0.5
-    clips_per_sample: Positive = 1  # clips of each file in an epoch
-    silent: Literal["skip", "keep"] = "skip"
-    max_skipped: Share = 0.05  # share of unreadable files above which the run stops
-    decoder: str = "pyav"
-    num_workers: Annotated[int, Field(ge=0)] | None = None  # None: by the number of cores
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "AVID": AVID,
+    "CMA": CMA,
+    "BYOL": BYOL,
+    "SimSiam": SimSiam,
+    "BarlowTwins": BarlowTwins,
+}
 
 
-@dataclass
-class ViewsConfig:
-    """Arguments of `VideoAugment`, `LogSpectrogram` and `AudioAugment`."""
-
-    video: dict[str, Any] = field(default_factory=lambda: {"size": 112})
-    spectrogram: dict[str, Any] = field(default_factory=dict)
-    audio: dict[str, Any] = field(default_factory=dict)
-    # Mean and std of each bin: "auto" computes them when the run starts, else a file of `avssl statistics`.
-    statistics: str | None = None
-
-
-@dataclass
-class ModelConfig:
-    """Encoders by name and the heads on top of them."""
-
-    video: dict[str, Any] = field(default_factory=lambda: {"name": "R2Plus1D", "depth": 18})
-    audio: dict[str, Any] = field(default_factory=lambda: {"name": "AudioConvNet"})
-    projection: tuple[int, ...] = (512, 512, 128)
-    batch_norm: bool = False
-
-
-@dataclass
-class OptimConfig:
-    """Optimiser and learning-rate schedule."""
-
-    name: OptimizerName = "adam"
-    lr: PositiveFloat = 2e-4
-    weight_decay: NonNegative = 1e-5
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    schedule: ScheduleName = "constant"
-    warmup_epochs: NonNegative = 0.0
-    milestones: tuple[float, ...] = ()
-    gamma: PositiveFloat = 0.1
-    clip_grad_norm: PositiveFloat | None = None
-
-
-@dataclass
-class TrainConfig:
-    """Length, batch and bookkeeping of a run."""
-
-    epochs: Positive = 100
-    # Before the first epoch, passes over the data that fill the memories and train nothing: for a stage that
-    # starts from weights whose memories belong to other files.
-    memory_warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    batch_size: Annotated[int, Field(ge=2)] = 64  # clips a step, over all accumulated parts
-    accumulate: Positive = 1  # parts a batch is computed in, to save memory
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    threads: Positive | None = None  # of torch on the CPU; None: by the number of cores
-    seed: Annotated[int, Field(ge=0)] = 0
-    log_every: Positive = 10  # steps
-    checkpoint_minutes: NonNegative = 10.0  # besides the checkpoint after each epoch
-
-
-@dataclass
-class RunConfig:
-    """Where a run lives and what it starts from."""
-
-    name: str = "run"
-    folder: str = "runs"
-    start_from: str | None = None  # run folder or checkpoint of an earlier stage
-
-
-@dataclass
-class Config:
-    """One recipe."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    objective: dict[str, Any] = field(default_factory=lambda: {"name": "AVID"})
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-
-
-def build_specs(config: DataConfig) -> tuple[VideoSpec, AudioSpec]:
-    """What a clip holds."""
-    return (
-        VideoSpec(config.num_frames, config.fps, config.short_side),
-        AudioSpec(config.audio_seconds, config.sample_rate),
-    )
+def build_specs(config: Config) -> tuple[VideoSpec, AudioSpec | None]:
+    """What a clip holds; no sound for a model without an audio encoder."""
+    data = config.data
+    audio = None if config.model.audio is None else AudioSpec(data.audio_seconds, data.sample_rate)
+    return VideoSpec(data.num_frames, data.fps, data.short_side), audio
 
 
 def build_spectrogram(config: Config) -> LogSpectrogram:
@@ -167,41 +109,99 @@ def build_views(config: Config, train: bool) -> ViewMaker:
             "in with avssl.statistics.resolve_statistics, or use views.statistics=null"
         )
     video = check_arguments("views.video", VideoAugment, config.views.video)
-    audio = check_arguments("views.audio", AudioAugment, config.views.audio)
-    front_end = build_spectrogram(config)
-    if train:
-        return ViewMaker(VideoAugment(**video), front_end, AudioAugment(**audio))
     plain = {key: value for key, value in video.items() if key in ("size", "mean", "std")}
-    return ViewMaker(VideoEval(**plain), front_end)
+    audio = check_arguments("views.audio", AudioAugment, config.views.audio)
+    front_end = None if config.model.audio is None else build_spectrogram(config)
+    if not train:
+        return ViewMaker(VideoEval(**plain), front_end)
+    look = VideoAugment(**video) if not config.views.crops else _build_crops(config, plain)
+    return ViewMaker(look, front_end, None if front_end is None else AudioAugment(**audio))
 
 
-def build_encoders(config: ModelConfig) -> DualEncoder:
-    """Both encoders with their heads, freshly initialised."""
-    return DualEncoder(
-        build_section("model.video", config.video, VIDEO_ENCODERS),
-        build_section("model.audio", config.audio, AUDIO_ENCODERS),
-        config.projection,
-        config.batch_norm,
-    )
+def _build_crops(config: Config, plain: dict[str, Any]) -> MultiView:
+    """The views of `views.crops`, normalised as `views.video` says."""
+    surplus = sorted(set(config.views.video) - set(plain))
+    if surplus:
+        raise ConfigError(
+            f"views.video.{surplus[0]} does nothing beside views.crops, which say how each view is made; "
+            "move it there"
+        )
+    crops = [
+        CropSpec(**check_arguments(f"views.crops[{i}]", CropSpec, entry))
+        for i, entry in enumerate(config.views.crops)
+    ]
+    size = plain.pop("size")
+    if size != crops[0].size:
+        raise ConfigError(
+            f"views.video.size is {size} and views.crops[0].size {crops[0].size}; evaluation looks at what "
+            "training saw: make them equal"
+        )
+    return MultiView(make_views(crops, **plain))
+
+
+def build_encoders(config: ModelConfig) -> DualEncoder | VisualEncoder:
+    """The encoders with, for both modalities, their heads; freshly initialised."""
+    video = build_section("model.video", config.video, VIDEO_ENCODERS)
+    if config.audio is None:
+        return VisualEncoder(video)
+    audio = build_section("model.audio", config.audio, AUDIO_ENCODERS)
+    return DualEncoder(video, audio, config.projection, config.batch_norm)
 
 
 def build_objective(config: Config, num_instances: int) -> Objective:
     """Build the objective on fresh encoders, for as many instances as the manifest has rows."""
-    objective: Objective = build_section(
-        "objective",
-        config.objective,
-        OBJECTIVES,
-        encoders=build_encoders(config.model),
-        num_instances=num_instances,
-    )
+    encoders = build_encoders(config.model)
+    if config.objective.get("name") != "Joint":
+        return _build_part("objective", config.objective, encoders, num_instances)
+    arguments = check_arguments("objective", JointSection, config.objective)
+    parts = {}
+    for key, section in arguments["parts"].items():
+        parts[key] = _build_part(f"objective.parts.{key}", section, encoders, num_instances)
+    try:
+        return Joint(encoders, parts, arguments.get("weights", {}), arguments.get("end_weights", {}))
+    except ValueError as error:
+        raise ConfigError(f"objective: {error}") from error
+
+
+@dataclass
+class JointSection:
+    """Arguments of ``objective: {name: Joint, ...}``.
+
+    Parameters
+    ----------
+    parts : dict
+        Objectives by a name of the recipe's choice, each a section with a ``name`` of its own.
+    weights, end_weights : dict
+        Weight of each part (1 where it is not named), and its weight at the end of training, approached
+        linearly (the same where it is not named).
+    """
+
+    parts: dict[str, dict[str, Any]]
+    weights: dict[str, float] = field(default_factory=dict)
+    end_weights: dict[str, float] = field(default_factory=dict)
+
+
+def _build_part(
+    where: str, section: Mapping[str, Any], encoders: DualEncoder | VisualEncoder, num_instances: int
+) -> Objective:
+    """One objective; only those that remember instances are told how many there are."""
+    target, _ = resolve_section(where, section, OBJECTIVES, {"encoders", "num_instances"})
+    provided: dict[str, Any] = {"encoders": encoders}
+    if "num_instances" in inspect.signature(target).parameters:
+        provided["num_instances"] = num_instances
+    if getattr(target, "needs_audio", False) and encoders.audio is None:
+        raise ConfigError(
+            f"{where}.name is {section.get('name')}, which learns from sound, but model.audio is null; give "
+            "model.audio, or choose a visual objective"
+        )
+    objective: Objective = build_section(where, section, OBJECTIVES, **provided)
     return objective
 
 
-def build_optimizer(config: OptimConfig, objective: Objective) -> Optimizer:
+def build_optimizer(config: OptimConfig, objective: Objective, batch_size: int) -> Optimizer:
     """Optimiser over the objective's parameter groups."""
-    return make_optimizer(
-        config.name, objective.param_groups(), config.lr, config.weight_decay, config.momentum
-    )
+    lr = config.lr if config.lr_per_256 is None else scaled_lr(config.lr_per_256, batch_size)
+    return make_optimizer(config.name, objective.param_groups(), lr, config.weight_decay, config.momentum)
 
 
 def epoch_notice(config: Config, num_rows: int) -> str | None:

@@ -17,7 +17,8 @@ from avssl.config import config_from_dict
 from avssl.data import EvalDataset, Failure, Manifest, make_loader, ordered_batches
 from avssl.decode import open_reader
 from avssl.errors import EvaluationError
-from avssl.models import DualEncoder
+from avssl.models import DualEncoder, VisualEncoder
+from avssl.types import Views
 
 Array = NDArray[np.float32]
 
@@ -31,22 +32,24 @@ class Features:
     rows : int64 (N,)
         Row of the manifest of each.
     video, audio : float32 (N, dim)
-        Pooled trunk features, mean over the clips of a sample.
+        Pooled trunk features, mean over the clips of a sample; `audio` is None without an audio encoder.
     video_embedding, audio_embedding : float32 (N, D)
-        Unit vectors in the common space.
+        Unit vectors in the common space; of a visual encoder the trunk features, and None.
     failures : list of Failure
         Clips that could not be read; a sample is missing when all of its clips failed.
     """
 
     rows: NDArray[np.int64]
     video: Array
-    audio: Array
+    audio: Array | None
     video_embedding: Array
-    audio_embedding: Array
+    audio_embedding: Array | None
     failures: list[Failure]
 
 
-def load_encoders(state: dict[str, object], source: str | Path = "checkpoint") -> tuple[DualEncoder, Config]:
+def load_encoders(
+    state: dict[str, object], source: str | Path = "checkpoint"
+) -> tuple[DualEncoder | VisualEncoder, Config]:
     """Encoders and recipe of a checkpoint that `avssl.train.load_checkpoint` read."""
     config = config_from_dict(state["config"], Config, str(source))  # type: ignore[arg-type]
     encoders = build_encoders(config.model)
@@ -58,7 +61,7 @@ def load_encoders(state: dict[str, object], source: str | Path = "checkpoint") -
 
 @torch.inference_mode()
 def extract_features(
-    encoders: DualEncoder,
+    encoders: DualEncoder | VisualEncoder,
     config: Config,
     manifest: Manifest,
     *,
@@ -72,12 +75,12 @@ def extract_features(
 
     Parameters
     ----------
-    encoders : DualEncoder
+    encoders : DualEncoder or VisualEncoder
         Put in evaluation mode and moved to the device.
     config : Config
         What a clip and its views are; augmentation is left out.
     manifest : Manifest
-        Samples with video and audio.
+        Samples with video and, for a `DualEncoder`, audio.
     num_clips : int >= 1
         Clips a sample.
     batch_size, num_workers, device
@@ -90,7 +93,7 @@ def extract_features(
     EvaluationError
         When no sample could be read.
     """
-    video, audio = build_specs(config.data)
+    video, audio = build_specs(config)
     dataset = EvalDataset(manifest, open_reader(config.data.decoder), video, audio, num_clips=num_clips)
     loader = make_loader(
         dataset, ordered_batches(len(manifest), batch_size, num_clips), num_workers=num_workers
@@ -104,7 +107,7 @@ def extract_features(
         if len(batch):
             moved = batch.to(device)
             view = views(moved.frames, moved.waveform, moved.index)
-            parts.append((batch.index, *_encode(encoders, view.video[0], view.audio[0])))
+            parts.append((batch.index, *_encode(encoders, view)))
         if progress is not None:
             done = min((number + 1) * batch_size, len(manifest) * num_clips)
             progress(done, len(manifest) * num_clips)
@@ -116,10 +119,14 @@ def extract_features(
     return _average(parts, failures)
 
 
-def _encode(encoders: DualEncoder, video: Tensor, audio: Tensor) -> tuple[Tensor, ...]:
-    seen, heard = encoders.video(video), encoders.audio(audio)
-    embedded = F.normalize(encoders.video_head(seen), dim=1), F.normalize(encoders.audio_head(heard), dim=1)
-    return tuple(x.float().cpu() for x in (seen, heard, *embedded))
+def _encode(encoders: DualEncoder | VisualEncoder, view: Views) -> tuple[Tensor, ...]:
+    """Trunk features, then unit embeddings, of video and, where there is an encoder for it, audio."""
+    seen = encoders.video(view.video[0]).float()
+    if isinstance(encoders, VisualEncoder):
+        return seen.cpu(), F.normalize(seen, dim=1).cpu()
+    heard = encoders.audio(view.audio[0]).float()
+    embedded = encoders.video_head(seen), encoders.audio_head(heard)
+    return tuple(x.cpu() for x in (seen, heard, *(F.normalize(z.float(), dim=1) for z in embedded)))
 
 
 def _average(parts: list[tuple[Tensor, ...]], failures: list[Failure]) -> Features:
@@ -127,6 +134,8 @@ def _average(parts: list[tuple[Tensor, ...]], failures: list[Failure]) -> Featur
     index, *values = (torch.cat(column) for column in zip(*parts, strict=True))
     rows, slot, count = index.unique(return_inverse=True, return_counts=True)
     means = [torch.zeros(len(rows), x.shape[1]).index_add_(0, slot, x) / count[:, None] for x in values]
-    means[2:] = [F.normalize(x, dim=1) for x in means[2:]]
-    video, audio, video_embedding, audio_embedding = (x.numpy() for x in means)
-    return Features(rows.numpy(), video, audio, video_embedding, audio_embedding, failures)
+    half = len(means) // 2
+    trunks, embeddings = means[:half], [F.normalize(x, dim=1) for x in means[half:]]
+    audio = trunks[1].numpy() if half == 2 else None
+    audio_embedding = embeddings[1].numpy() if half == 2 else None
+    return Features(rows.numpy(), trunks[0].numpy(), audio, embeddings[0].numpy(), audio_embedding, failures)

@@ -147,7 +147,8 @@ def compute_statistics(
     spectrogram = build_spectrogram(_without_numbers(config))
     mean, std = spectrogram_statistics(spectrogram, _waveforms(config, manifest, keys, skipped, progress))
     num_clips = len(keys) - len(skipped)
-    _, audio = build_specs(config.data)
+    _, audio = build_specs(config)
+    assert audio is not None  # `_waveforms` has refused a recipe without sound
     return Statistics(
         mean=_rounded(mean),
         std=_rounded(std.clamp_min(MIN_STD)),
@@ -234,7 +235,12 @@ def _waveforms(
 ) -> Iterator[Tensor]:
     """Batches of waveforms; enters in `skipped` what could not be had."""
     # Sound is drawn before video, so that leaving out the video changes no window of the sound.
-    _, audio = build_specs(config.data)
+    _, audio = build_specs(config)
+    if audio is None:
+        raise ConfigError(
+            "model.audio is null, so there are no spectrograms to take statistics of; give model.audio or "
+            "leave views.statistics null"
+        )
     dataset = ClipDataset(
         manifest,
         open_reader(config.data.decoder),

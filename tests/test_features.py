@@ -54,7 +54,7 @@ def encoders():
 def test_features_are_the_means_over_the_clips_of_a_sample(manifest, encoders):
     features = extract_features(encoders, CONFIG, manifest, num_clips=3, batch_size=5, num_workers=0)
     assert features.rows.tolist() == list(range(18))
-    dataset = EvalDataset(manifest, open_reader(), *build_specs(CONFIG.data), num_clips=3)
+    dataset = EvalDataset(manifest, open_reader(), *build_specs(CONFIG), num_clips=3)
     views = build_views(CONFIG, train=False)
     for row in (0, 11):
         clips = [dataset[ClipKey(0, row, i)] for i in range(3)]

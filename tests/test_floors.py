@@ -15,7 +15,7 @@ REPOSITORY = PACKAGE.parent
 FLOORS = {
     1: ["types", "errors", "dist", "config", "files", "checkpoint"],
     2: ["decode", "transforms", "models", "memory", "optim", "sounding_shapes"],
-    3: ["data", "objectives"],
+    3: ["data", "objectives", "schema"],
     4: ["build", "features", "statistics", "weights"],
     5: ["train", "evaluate", "retrieve", "report"],
     6: ["cli", "__main__"],

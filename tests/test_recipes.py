@@ -69,7 +69,7 @@ def with_numbers(config: Config) -> Config:
 
 
 def clips(config: Config, num_clips: int = 2, size: tuple[int, int] = (48, 64)):
-    video, audio = build_specs(config.data)
+    video, audio = build_specs(config)
     frames = [torch.randint(256, (video.num_frames, *size, 3), dtype=torch.uint8) for _ in range(num_clips)]
     waveform = 0.1 * torch.randn(num_clips, 1, audio.window(0.0).num_samples)
     return frames, waveform, torch.arange(num_clips)
@@ -81,7 +81,7 @@ def test_recipe_takes_a_step(path):
     batch = clips(config)
     views = build_views(config, train=True)(*batch)
     objective = build_objective(config, num_instances=40)
-    optimizer = build_optimizer(config.optim, objective)
+    optimizer = build_optimizer(config.optim, objective, config.train.batch_size)
     objective.before_epoch(0)
     out = objective(views)
     out["loss"].backward()
@@ -99,7 +99,7 @@ def test_recipe_builds_at_full_size(path):
     build_views(config, train=True)
     with torch.device("meta"):
         objective = build_objective(config, TABLE.get(name_of(path), (AUDIOSET_100K,) * 5)[4])
-        optimizer = build_optimizer(config.optim, objective)
+        optimizer = build_optimizer(config.optim, objective, config.train.batch_size)
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) > 1e5
 
 
@@ -129,7 +129,7 @@ def test_parity_recipe_has_the_numbers_of_the_release(name):
     else:
         assert config.optim.schedule == "constant"
 
-    video, audio = build_specs(config.data)
+    video, audio = build_specs(config)
     assert (video.num_frames, video.fps, video.duration_seconds) == (8, 16, 0.5)
     assert (audio.duration_seconds, audio.sample_rate) == (2.0, 24000)
     assert (config.data.max_offset_seconds, config.data.silent) == (0.5, "keep")

@@ -83,7 +83,7 @@ def test_statistics_equal_numpy_over_the_clips_of_the_first_epoch(manifest, reci
     config = recipe()
     result = compute_statistics(config, manifest)
     # The training's own dataset, video included: the sound it reads must be the same.
-    video, audio = build_specs(config.data)
+    video, audio = build_specs(config)
     dataset = ClipDataset(manifest, PyAVReader(), video, audio, seed=3)
     decibels = LogSpectrogram(8000, **FRONT_END)
     waveforms = [dataset[ClipKey(0, row)].waveform for row in range(3)]
@@ -280,7 +280,7 @@ def test_views_are_not_built_before_the_numbers_are_there(auto):
 
 def test_normalised_training_data_are_standard(manifest, auto, tmp_path):
     config = resolve_statistics(auto, manifest, tmp_path, quiet)
-    video, audio = build_specs(config.data)
+    video, audio = build_specs(config)
     dataset = ClipDataset(manifest, PyAVReader(), video, audio, seed=3)
     waveform = torch.stack([dataset[ClipKey(0, row)].waveform for row in range(3)])
     normalised = build_views(config, train=False).spectrogram(waveform).flatten(0, 2)

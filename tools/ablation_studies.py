@@ -32,6 +32,7 @@ _NCE = tuple(
     for name, title, rule in (
         ("first_batch", "Z of the AVID stage", "partition=first_batch"),
         ("start_of_stage", "Z estimated anew", "partition=start_of_stage"),
+        ("per_term", "Z estimated anew, for each term", "partition=per_term"),
         ("fixed", "Z = {fixed_z:g}", "partition={fixed_z}"),
     )
 )
@@ -63,12 +64,13 @@ STUDIES: dict[str, dict[str, str | None]] = {
         "nce_avid": None,
         "cma_first_batch": None,
         "cma_start_of_stage": "cma_first_batch",
+        "cma_per_term": "cma_first_batch",
         "cma_fixed": "cma_first_batch",
     },
     "contrast": {
         "cross_avid": None,
         "nce_avid": "cross_avid",
         "cma_consensus": None,
-        "cma_start_of_stage": "cma_consensus",
+        "cma_per_term": "cma_consensus",
     },
 }

@@ -23,7 +23,7 @@ def main() -> None:
     config = load_config(sys.argv[1], sys.argv[2:], schema=Config)
     device = build_device(config.train.device)
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
-    video, audio = build_specs(config.data)
+    video, audio = build_specs(config)
     side, batch = config.data.short_side or 128, config.train.batch_size
     frames = [torch.randint(256, (video.num_frames, side, side, 3), dtype=torch.uint8) for _ in range(batch)]
     frames = [clip.to(device) for clip in frames]
@@ -31,7 +31,7 @@ def main() -> None:
     index = torch.arange(batch, device=device)
     objective = build_objective(config, num_instances=10_000).to(device).train()
     views = build_views(config, train=True).to(device)
-    optimizer = build_optimizer(config.optim, objective)
+    optimizer = build_optimizer(config.optim, objective, config.train.batch_size)
     times: dict[str, list[float]] = {}
 
     def timed(name, work):

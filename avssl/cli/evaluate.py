@@ -21,7 +21,7 @@ from avssl.errors import ManifestError
 from avssl.evaluate.suite import agreement_row, evaluate_encoders, results_table
 from avssl.features import Features, load_encoders
 from avssl.files import write_json
-from avssl.models import DualEncoder
+from avssl.models import DualEncoder, VisualEncoder
 from avssl.report import write_report
 from avssl.retrieve import write_gallery
 from avssl.weights import read_checkpoint
@@ -96,17 +96,18 @@ def evaluate(
     state = read_checkpoint(run)
     data, folder = _places(run, state["manifest_hash"] != "", manifest, output)
     whole = Manifest.load(data)
-    train = _split(whole, train_split, "--train-split")
-    test = _split(whole, test_split, "--test-split")
     place = build_device(device)
     encoders, config = load_encoders(state, run)
+    need_audio = encoders.audio is not None
+    train = _split(whole, train_split, "--train-split", need_audio)
+    test = _split(whole, test_split, "--test-split", need_audio)
     own_data = train.hash == state["manifest_hash"]  # else the memories are those of other samples
     judged = [
         judge("random init", random_encoders(config), config, train, test, clips, place),
         judge(config.run.name, encoders, config, train, test, clips, place, state if own_data else None),
     ]
     write_results(folder, judged, train, test)
-    if gallery:
+    if gallery and need_audio:
         features = judged[-1].features
         titles = {"Audio to video": (features, "a2v"), "Video to audio": (features, "v2a")}
         write_gallery(folder, titles, test)
@@ -130,7 +131,7 @@ def _places(run: Path, own: bool, manifest: Path | None, output: Path | None) ->
     return manifest, output or Path("runs") / name
 
 
-def random_encoders(config: Config) -> DualEncoder:
+def random_encoders(config: Config) -> DualEncoder | VisualEncoder:
     """Build the networks of a recipe at random initialisation."""
     torch.manual_seed(config.train.seed)
     return build_encoders(config.model)
@@ -138,7 +139,7 @@ def random_encoders(config: Config) -> DualEncoder:
 
 def judge(
     name: str,
-    encoders: DualEncoder,
+    encoders: DualEncoder | VisualEncoder,
     config: Config,
     train: Manifest,
     test: Manifest,
@@ -185,8 +186,8 @@ def print_table(judged: Sequence[Judged], pool_size: int, train: Manifest) -> No
     Console(width=max(Console().width, 150)).print(table)
 
 
-def _split(whole: Manifest, name: str, option: str) -> Manifest:
+def _split(whole: Manifest, name: str, option: str, need_audio: bool) -> Manifest:
     try:
-        return whole.select(split=name, need_video=True, need_audio=True)
+        return whole.select(split=name, need_video=True, need_audio=need_audio)
     except ManifestError as error:
         raise ManifestError(f"{error}; choose one with {option}") from error

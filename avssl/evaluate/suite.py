@@ -19,15 +19,17 @@ from avssl.evaluate.linear import linear_probe
 from avssl.evaluate.retrieval import class_precision, retrieval_metrics
 from avssl.features import Features, extract_features
 from avssl.memory import mine_positives
-from avssl.models import DualEncoder
+from avssl.models import DualEncoder, VisualEncoder
 
 
 def retrieval_row(features: Features, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Retrieval from audio to video and back among the clips of `features`, as flat numbers.
 
     Each sample is one query and one gallery item; its own other half is the match. Names are ``a2v_r1``,
-    ``a2v_median_rank`` and so on. Depths beyond the pool are left out.
+    ``a2v_median_rank`` and so on. Depths beyond the pool are left out. Nothing for a visual encoder alone.
     """
+    if features.audio_embedding is None:
+        return {}
     ks = [k for k in ks if k <= len(features.rows)]
     pairs = {
         "a2v_": (features.audio_embedding, features.video_embedding),
@@ -56,11 +58,14 @@ def probe_row(
     row: dict[str, float] = {}
     for modality in ("video", "audio"):
         fit, judge = getattr(train, modality), getattr(test, modality)
+        if fit is None:
+            continue
         row[f"linear_{modality}"] = linear_probe(fit, train_labels, judge, test_labels, seed=seed).accuracy
         row[f"knn_{modality}"] = knn_accuracy(fit, train_labels, judge, test_labels)
-    row["a2v_class_precision"] = class_precision(
-        test.audio_embedding, test_labels, test.video_embedding, test_labels, k=1, exclude_self=False
-    )["precision"]
+    if test.audio_embedding is not None:
+        row["a2v_class_precision"] = class_precision(
+            test.audio_embedding, test_labels, test.video_embedding, test_labels, k=1, exclude_self=False
+        )["precision"]
     return row
 
 
@@ -93,7 +98,7 @@ def labels_of(features: Features, manifest: Manifest, classes: Sequence[str]) ->
 
 
 def evaluate_encoders(
-    encoders: DualEncoder,
+    encoders: DualEncoder | VisualEncoder,
     config: Config,
     train: Manifest,
     test: Manifest,
@@ -115,7 +120,8 @@ def evaluate_encoders(
     Returns
     -------
     metrics : dict of str to float
-        Retrieval always; probes when all samples of both manifests have labels.
+        Retrieval between the modalities of a `DualEncoder`; probes when all
+        samples of both manifests have labels.
     features : Features
         Of `test`.
     """

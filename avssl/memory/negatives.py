@@ -36,7 +36,7 @@ class Pool:
         return cls(member.nonzero().flatten(), counts.cumsum(0) - counts, member)
 
     def or_everything(self, least: int) -> Pool:
-        """This pool if it has more than `least` rows, else all rows.
+        """Return the pool if it has more than `least` rows, else one of all rows.
 
         Raises
         ------

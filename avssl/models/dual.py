@@ -1,4 +1,4 @@
-"""The pair of encoders that training produces and everything after it reads."""
+"""What training produces and everything after it reads: a pair of encoders, or a video encoder alone."""
 
 from __future__ import annotations
 
@@ -85,6 +85,32 @@ class DualEncoder(nn.Module):
     def embed_audio(self, audio: Tensor) -> Tensor:
         """Unit vectors (B, embedding_dim), float32 also under autocast, of sound (B, 1, frames, bins)."""
         return _unit(self.audio_head(self.audio(audio)))
+
+
+class VisualEncoder(nn.Module):
+    """A video (or image) encoder alone, for the visual objectives, which have heads of their own.
+
+    Parameters
+    ----------
+    video : nn.Module with an int attribute ``dim``
+        Maps (B, 3, T, H, W) to (B, dim); kept as `video`.
+
+    Attributes
+    ----------
+    embedding_dim : int
+        ``video.dim``: there is no projection.
+    """
+
+    audio = None
+
+    def __init__(self, video: nn.Module) -> None:
+        super().__init__()
+        self.video = video
+        self.embedding_dim = _dim(video, "video")
+
+    def embed_video(self, video: Tensor) -> Tensor:
+        """Trunk features of video (B, 3, T, H, W) as unit vectors (B, dim), float32 also under autocast."""
+        return _unit(self.video(video))
 
 
 def _unit(z: Tensor) -> Tensor:

@@ -1,8 +1,27 @@
 """Training objectives: plain modules from views to a loss."""
 
 from avssl.objectives.avid import AVID
-from avssl.objectives.base import Objective
+from avssl.objectives.barlow_twins import BarlowTwins, barlow_twins_loss
+from avssl.objectives.base import Objective, TrunkOutputs
+from avssl.objectives.byol import BYOL, byol_loss
 from avssl.objectives.cma import CMA
+from avssl.objectives.joint import Joint
 from avssl.objectives.nce import Partition, nce_loss, softmax_loss
+from avssl.objectives.simsiam import SimSiam, simsiam_loss
 
-__all__ = ["AVID", "CMA", "Objective", "Partition", "nce_loss", "softmax_loss"]
+__all__ = [
+    "AVID",
+    "BYOL",
+    "CMA",
+    "BarlowTwins",
+    "Joint",
+    "Objective",
+    "Partition",
+    "SimSiam",
+    "TrunkOutputs",
+    "barlow_twins_loss",
+    "byol_loss",
+    "nce_loss",
+    "simsiam_loss",
+    "softmax_loss",
+]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,7 @@ class AVID(Objective):
         Coefficients of the cross-modal and the within-modal terms.
     contrast : {"nce", "softmax"}
         Official noise-contrastive estimation, or InfoNCE over the same positives and negatives.
-    partition : {"first_batch", "start_of_stage"} or float > 0
+    partition : {"first_batch", "start_of_stage", "per_term"} or float > 0
         Rule or value of Z, see `Partition`; matters to ``contrast="nce"`` only.
     shared_negatives : bool
         One pool of K negatives for the whole batch instead of K draws a sample: one matrix product, many
@@ -116,6 +117,8 @@ class AVID(Objective):
     >>> objective = AVID(DualEncoder.tiny(), num_instances=len(dataset))
     >>> loss = objective(views)["loss"]
     """
+
+    needs_audio: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -144,8 +147,13 @@ class AVID(Objective):
         self.shared_negatives = shared_negatives
         self.unseen_negatives = unseen_negatives
         self.bank = MemoryBank(num_instances, encoders.embedding_dim, momentum, bank_dtype)
-        self.partition = Partition(partition)
-        self.weights = normalised_weights({"cross": cross, "within": within})
+        self.weigh({"cross": cross, "within": within}, partition)
+
+    def weigh(self, coefficients: dict[str, float], partition: PartitionRule) -> None:
+        """Set the weight of each kind of term, and with it which terms there are to have a Z."""
+        self.weights = normalised_weights(coefficients)
+        names = [self.term_name(kind, d) for kind in self.weights for d in self.directions(kind)]
+        self.partition = Partition(partition, names)
 
     def loss(self, features: TrunkOutputs) -> dict[str, Tensor]:
         """Loss of a batch; updates the bank when the module is in training mode.
@@ -184,7 +192,7 @@ class AVID(Objective):
         logs = {f"loss_{name}": value.detach() for _, name, value in terms}
         logs |= {f"mean_norm_{m}": z[m].detach().mean(dim=0).norm() for m in z}
         if self.contrast == "nce":
-            logs["log_z"] = self.partition.log_z.clone()
+            logs |= self.partition.numbers()
         if self.training:
             self.bank.update(index, z_video, z_audio)
         return {"loss": self.weighted_sum(terms), **logs}
@@ -197,18 +205,27 @@ class AVID(Objective):
     def terms(
         self, z: Mapping[str, Tensor], index: Tensor, negatives: Negatives
     ) -> list[tuple[str, str, Tensor]]:
-        """All terms of the loss as (kind, name, value); a kind with coefficient zero is not computed."""
-        directions = {"cross": CROSS, "within": WITHIN}
+        """All terms of the loss as (kind, name, value)."""
         return [
-            (kind, d.name, self.term(z, d, index[:, None], negatives))
-            for kind, weight in self.weights.items()
-            if weight > 0
-            for d in directions[kind]
+            (kind, name, self.term(z, name, d, index[:, None], negatives))
+            for kind in self.weights
+            for d in self.directions(kind)
+            for name in [self.term_name(kind, d)]
         ]
+
+    def directions(self, kind: str) -> tuple[Direction, ...]:
+        """Directions of a kind of term; none if its weight is 0."""
+        both = CROSS if kind.endswith("cross") else WITHIN
+        return both if self.weights[kind] > 0 else ()
+
+    def term_name(self, kind: str, direction: Direction) -> str:
+        """Name of a term in logs."""
+        return direction.name
 
     def term(
         self,
         z: Mapping[str, Tensor],
+        name: str,
         direction: Direction,
         positives: Tensor,
         negatives: Negatives,
@@ -220,7 +237,7 @@ class AVID(Objective):
         def loss(pos: Tensor, neg: Tensor) -> Tensor:
             if self.contrast == "softmax":
                 return softmax_losses(pos, neg, valid, negatives.allowed)
-            log_z = self.partition(neg, negatives.allowed)
+            log_z = self.partition(neg, negatives.allowed, name)
             return nce_losses(pos, neg, log_z, valid, negatives.allowed)
 
         contrast = contrast_rows if negatives.rows.ndim == 2 else contrast_pool

@@ -13,7 +13,7 @@ An objective owns all that its method must remember (encoders, heads, banks, pro
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,11 @@ class Objective(nn.Module):
     ----------
     encoders : nn.Module
         What is trained, exported and evaluated: has the trunk `video`, and `audio` in audio-visual methods.
+    needs_audio : bool
+        Whether the method learns from sound.
     """
 
+    needs_audio: ClassVar[bool] = False
     encoders: Any
     done_steps: int = 0
     total_steps: int = 1
@@ -126,7 +129,12 @@ class Objective(nn.Module):
             How many of this objective's instances the other one remembered; 0 for methods without memory.
         """
         encoders = {k.removeprefix("encoders."): v for k, v in state.items() if k.startswith("encoders.")}
-        self.encoders.load_state_dict(encoders)
+        if all(
+            key.startswith("video.") for key in encoders
+        ):  # a trunk alone begins any method's video branch
+            self.encoders.video.load_state_dict({k.removeprefix("video."): v for k, v in encoders.items()})
+        else:
+            self.encoders.load_state_dict(encoders)
         return 0
 
     def param_groups(self) -> list[dict[str, Any]]:

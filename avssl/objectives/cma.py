@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avssl.memory import Agreement, BankDtype, Method, Mining, mine_positives
 from avssl.models import DualEncoder
-from avssl.objectives.avid import AVID, CROSS, WITHIN, Negatives, normalised_weights
+from avssl.objectives.avid import AVID, Direction, Negatives
 from avssl.objectives.nce import Contrast, PartitionRule
 
 
@@ -75,7 +75,7 @@ class CMA(AVID):
         positive_cross: float = 0.0,
         positive_within: float = 1.0,
         contrast: Contrast = "nce",
-        partition: PartitionRule = "start_of_stage",
+        partition: PartitionRule = "per_term",
         shared_negatives: bool = False,
         bank_dtype: BankDtype = "float32",
         unseen_negatives: bool = False,
@@ -110,14 +110,13 @@ class CMA(AVID):
         self.agreement: Agreement = agreement
         self.refresh_epochs = refresh_epochs
         self.exclude_self = exclude_self
-        self.weights = normalised_weights(
-            {
-                "instance_cross": instance_cross,
-                "instance_within": instance_within,
-                "positive_cross": positive_cross,
-                "positive_within": positive_within,
-            }
-        )
+        coefficients = {
+            "instance_cross": instance_cross,
+            "instance_within": instance_within,
+            "positive_cross": positive_cross,
+            "positive_within": positive_within,
+        }
+        self.weigh(coefficients, partition)
         self.register_buffer(
             "positive_set", torch.full((num_instances, num_positives), -1, dtype=torch.int32)
         )
@@ -162,17 +161,19 @@ class CMA(AVID):
         valid = positives >= 0
         few = negatives.first(self.num_negatives_positive)
         terms = []
-        for kind, weight in self.weights.items():
-            if weight == 0:
-                continue
-            source, span = kind.split("_")
-            for d in CROSS if span == "cross" else WITHIN:
-                if source == "instance":
-                    value = self.term(z, d, index[:, None], negatives)
+        for kind in self.weights:
+            for d in self.directions(kind):
+                name = self.term_name(kind, d)
+                if kind.startswith("instance"):
+                    value = self.term(z, name, d, index[:, None], negatives)
                 else:
-                    value = self.term(z, d, positives.clamp_min(0), few, valid)
-                terms.append((kind, f"{source}_{d.name}", value))
+                    value = self.term(z, name, d, positives.clamp_min(0), few, valid)
+                terms.append((kind, name, value))
         return terms
+
+    def term_name(self, kind: str, direction: Direction) -> str:
+        """``"instance_v2a"``, ``"positive_v2v"`` and so on."""
+        return f"{kind.split('_')[0]}_{direction.name}"
 
     def name_instances(self, keys: Tensor, groups: Tensor) -> None:
         """As `AVID.name_instances`; copies of one clip are also never each other's positives."""

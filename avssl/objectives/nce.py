@@ -12,6 +12,7 @@ and ``-log(1 - P) = softplus(s - log KZ)``, so neither exp(1 / 0.07) nor autocas
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from avssl import dist
 
 Contrast = Literal["nce", "softmax"]
-PartitionRule = Literal["first_batch", "start_of_stage"] | float
+PartitionRule = Literal["first_batch", "start_of_stage", "per_term"] | float
 
 LEFT_OUT = -1e4
 """Added to the score of a negative that does not count: its exponential and gradient become 0, not nan."""
@@ -127,14 +128,23 @@ def _mean_over_positives(attract: Tensor, valid: Tensor | None) -> Tensor:
 class Partition(nn.Module):
     """The constant Z: the mean of exp(score) over the negatives of the first batch, then frozen.
 
-    One constant serves all terms of an objective, as in the official release.
+    In the official release one constant serves all terms of an objective: that of the term computed first.
+    But scores within a modality may be far above those across modalities, and then a Z of the others makes
+    every negative look like a sample of the data.
 
     Parameters
     ----------
-    rule : {"first_batch", "start_of_stage"} or float > 0
-        What happens when a stage starts from another one's state: ``"first_batch"`` (official) inherits
-        its Z, ``"start_of_stage"`` estimates Z again on the first batch of the new stage. A number is Z
-        itself, whatever the scores are.
+    rule : {"first_batch", "start_of_stage", "per_term"} or float > 0
+        ``"first_batch"`` (official): one Z, and a stage that starts from another one's state inherits it.
+        ``"start_of_stage"``: one Z, estimated again on the first batch of a new stage. ``"per_term"``: as
+        that, for each term on its own scores. A number is Z itself, whatever the scores are.
+    terms : sequence of str
+        Names of the terms, needed by ``"per_term"``.
+
+    Attributes
+    ----------
+    log_z : Tensor, scalar, or (len(terms),) with "per_term"
+        Logarithm of Z, nan until it is known.
 
     Raises
     ------
@@ -144,44 +154,55 @@ class Partition(nn.Module):
 
     log_z: Tensor
 
-    def __init__(self, rule: PartitionRule = "first_batch") -> None:
+    def __init__(self, rule: PartitionRule = "first_batch", terms: Sequence[str] = ()) -> None:
         super().__init__()
-        named = rule in ("first_batch", "start_of_stage")
+        named = rule in ("first_batch", "start_of_stage", "per_term")
         if not named and not (isinstance(rule, float | int) and 0 < rule < math.inf):
             raise ValueError(
-                f"partition is {rule!r}; must be first_batch, start_of_stage or a number above 0, which "
-                "is Z itself"
+                f"partition is {rule!r}; must be first_batch, start_of_stage, per_term or a number above 0, "
+                "which is Z itself"
             )
         self.rule = rule
-        fixed = math.nan if isinstance(rule, str) else math.log(rule)
-        self.register_buffer("log_z", torch.tensor(fixed))
-        self._known = False
+        self.terms = list(terms) if rule == "per_term" else []
+        value = torch.tensor(math.nan if isinstance(rule, str) else math.log(rule))
+        self.register_buffer("log_z", value.repeat(len(self.terms)) if self.terms else value)
+        self._known: set[str] = set()
 
-    @property
-    def is_known(self) -> bool:
+    def of(self, term: str = "") -> Tensor:
+        """Log Z of a term, a scalar that lies in `log_z`."""
+        return self.log_z[self.terms.index(term)] if self.terms else self.log_z
+
+    def is_known(self, term: str = "") -> bool:
         """Whether Z has been estimated, given or loaded; asks the device until it has."""
-        self._known = self._known or not bool(self.log_z.isnan())
-        return self._known
+        if term not in self._known and not bool(self.of(term).isnan()):
+            self._known.add(term)
+        return term in self._known
 
     @torch.no_grad()
-    def forward(self, negatives: Tensor, allowed: Allowed | None = None) -> Tensor:
+    def forward(self, negatives: Tensor, allowed: Allowed | None = None, term: str = "") -> Tensor:
         """Log Z, if not known taken from these scores (B, K) of all ranks, or those of them `allowed`."""
-        if not self.is_known:
+        if not self.is_known(term):
             scores, count = negatives.float(), torch.tensor(float(negatives.numel()))
             if allowed is not None:
                 scores, count = scores + allowed.offset, allowed.count.sum()
             first = torch.logsumexp(scores.flatten(), dim=0) - count.clamp_min(1).log().to(scores.device)
             if dist.is_distributed():
                 first = dist.all_mean(first.exp()).log()
-            self.log_z.copy_(first)
-        return self.log_z.clone()
+            self.of(term).copy_(first)
+        return self.of(term).clone()
+
+    def numbers(self) -> dict[str, Tensor]:
+        """What to log: ``log_z``, or ``log_z_TERM`` of each term."""
+        if not self.terms:
+            return {"log_z": self.log_z.clone()}
+        return {f"log_z_{term}": self.of(term).clone() for term in self.terms}
 
     def start_from(self, log_z: Tensor) -> None:
         """Inherit the constant of another stage, or not, by the rule."""
-        if self.rule == "first_batch":
+        if self.rule == "first_batch" and log_z.shape == self.log_z.shape:
             self.log_z.copy_(log_z)
-            self._known = False
+            self._known.clear()
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._known = False
+        self._known.clear()

@@ -81,7 +81,9 @@ def pretrain(
     checkpoint = load_checkpoint(folder) if (folder / FILE_NAME).exists() else None
     ledger = SkipLedger(folder / "skipped.jsonl")
     whole = find_manifest(config, folder, checkpoint is not None, ledger, start_progress)
-    manifest = whole.select(split=config.data.split, need_video=True, need_audio=True)
+    manifest = whole.select(
+        split=config.data.split, need_video=True, need_audio=config.model.audio is not None
+    )
     config = resolve_statistics(config, manifest, folder, start_progress)
     if checkpoint is not None:
         check_same_run(checkpoint, config, manifest, folder)
@@ -107,7 +109,7 @@ def _train(
     workers = share_cores(config, device)
     torch.manual_seed(config.train.seed)
     objective = start_objective(config, manifest, checkpoint, say).to(device)
-    optimizer = build_optimizer(config.optim, objective)
+    optimizer = build_optimizer(config.optim, objective, config.train.batch_size)
     position = Position()
     if checkpoint is not None:
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -152,7 +154,7 @@ def _train(
 
 
 def _dataset(config: Config, manifest: Manifest) -> ClipDataset:
-    video, audio = build_specs(config.data)
+    video, audio = build_specs(config)
     return ClipDataset(
         manifest,
         open_reader(config.data.decoder),
@@ -183,6 +185,8 @@ def _rate(config: Config) -> Callable[[float], float]:
         warmup_epochs=config.optim.warmup_epochs,
         milestones=config.optim.milestones,
         gamma=config.optim.gamma,
+        warmup_start=config.optim.warmup_start,
+        end_factor=config.optim.end_factor,
     )
 
 
@@ -191,6 +195,7 @@ def _loop_settings(config: Config, batches_per_epoch: int, rows: int, device: to
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return LoopSettings(
+        epochs=config.train.epochs,
         warmup_epochs=config.train.memory_warmup_epochs,
         batches_per_epoch=batches_per_epoch,
         seed=config.train.seed,

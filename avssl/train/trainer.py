@@ -42,6 +42,7 @@ class Position:
 class LoopSettings:
     """What the loop needs to know; see `avssl.build.TrainConfig` and `OptimConfig`."""
 
+    epochs: int
     batches_per_epoch: int
     seed: int
     warmup_epochs: int = 0  # of the memories, before the first epoch of training
@@ -186,8 +187,9 @@ class Trainer:
         parts = [part for part in parts if len(part) > 1]  # batch norm needs two
         total = sum(len(part) for part in parts)
         warming_up = bool(parts) and parts[0].epoch < self.settings.warmup_epochs
-        done = self.position.step / self._steps_per_epoch - self.settings.warmup_epochs
-        set_learning_rate(self.optimizer, self.rate(max(done, 0.0)))
+        done_steps = max(0, self.position.step - self.settings.warmup_epochs * self._steps_per_epoch)
+        self.objective.set_progress(done_steps, self.settings.epochs * self._steps_per_epoch)
+        set_learning_rate(self.optimizer, self.rate(done_steps / self._steps_per_epoch))
         for part in parts:
             part = part.to(self.device, non_blocking=True)
             views = self.views(part.frames, part.waveform, part.index, generator)

@@ -1,4 +1,4 @@
-"""Colour jitter of clips: one set of factors and one order of operations a clip, the same for all its frames.
+"""Colours of clips: jitter with one set of factors and one order a clip, grayscale, solarisation.
 
 Brightness, contrast and saturation are one and the same blend,
 ``x <- clamp(a x + b gray(x) + c mean(gray(x)), 0, 1)``: for a factor f, brightness has (a, b, c) = (f, 0, 0),
@@ -17,6 +17,7 @@ from avssl.transforms.draws import uniform
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 # Luma of ITU-R BT.601 as Pillow and torchvision round it.
 LUMA = (0.2989, 0.587, 0.114)
+SOLARIZE_THRESHOLD = 0.5
 
 
 def luma(x: Tensor) -> Tensor:
@@ -76,6 +77,19 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
         k = (sixths + n) % 6
         channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
     return torch.stack(channels, 1)
+
+
+def grayscale(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Three equal channels of luma, (B, 3, T, H, W); an operation for `on_some`, nothing is random."""
+    return luma(x).unsqueeze(1).expand_as(x).contiguous()
+
+
+def solarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Invert the pixels >= 1/2 of (B, 3, T, H, W); an operation for `on_some`, nothing is random.
+
+    In 8 bits the threshold is 128, as Pillow and the official code of Barlow Twins have it.
+    """
+    return torch.where(x >= SOLARIZE_THRESHOLD, 1 - x, x)
 
 
 class ColorJitter(nn.Module):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Operation = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
@@ -27,3 +31,34 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator | None = None) ->
     """
     device = torch.device("cpu") if generator is None else generator.device
     return torch.rand(shape, generator=generator, dtype=torch.float64, device=device).cpu()
+
+
+def on_some(
+    x: Tensor, probability: float, operation: Operation, generator: torch.Generator | None = None
+) -> Tensor:
+    """Apply an operation to each clip with a probability; the others cost nothing.
+
+    Parameters
+    ----------
+    x : Tensor, (B, ...)
+        Clips; overwritten.
+    probability : float in [0, 1]
+        At 0 and 1 nothing is drawn for the choice.
+    operation : callable
+        Maps (n, ...) and a generator to (n, ...).
+    generator : torch.Generator, optional
+        Source of the choice, then of the operation.
+
+    Returns
+    -------
+    Tensor, (B, ...)
+    """
+    if probability == 0:
+        return x
+    if probability == 1:
+        return operation(x, generator)
+    chosen = (uniform((len(x),), generator) < probability).nonzero().squeeze(1)
+    if len(chosen) == 0:
+        return x
+    chosen = chosen.to(x.device, non_blocking=True)
+    return x.index_copy_(0, chosen, operation(x.index_select(0, chosen), generator))

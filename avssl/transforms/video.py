@@ -1,23 +1,22 @@
-"""Frames to views: crop, antialiased resize, flip, colour jitter and normalisation, batched over clips.
+"""Frames to views: crop, antialiased resize, flip, colours, blur and normalisation, batched over clips.
 
-Crop, resize and flip of a clip are linear and separable: two matrices, rows and columns, hold all three.
-Clips of a batch differ only in these matrices, so the whole batch is two batched matrix products whatever
-its boxes. Where ``torch.set_float32_matmul_precision`` allows TF32, its roundings (three of at most 2^-10)
-move a pixel by less than one step of uint8.
+An image is a clip of one frame; all frames of a clip are treated alike.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from avssl.errors import ConfigError
-from avssl.transforms.color import ColorJitter
-from avssl.transforms.draws import uniform
+from avssl.transforms.blur import GaussianBlur
+from avssl.transforms.color import ColorJitter, grayscale, solarize
+from avssl.transforms.draws import on_some, uniform
+from avssl.transforms.resample import Axis, Interpolation, pad_frames, resample
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,90 +25,12 @@ CROP_TRIES = 10
 EVAL_CROP_SHARE = 0.875
 
 
-class Axis(NamedTuple):
-    """How each clip is resampled along one axis; every field is (B,), in pixels.
-
-    Parameters
-    ----------
-    begin, length : Tensor
-        The stretch of the frame that is read.
-    resized : Tensor
-        Number of pixels the stretch would have after resizing as a whole.
-    first : Tensor
-        Which of those is the first one wanted.
-    flip : Tensor
-        1 to reverse the result, else 0.
-    """
-
-    begin: Tensor
-    length: Tensor
-    resized: Tensor
-    first: Tensor
-    flip: Tensor
-
-
-def resampling_matrices(axis: Axis, size_in: int, size_out: int) -> Tensor:
-    """Weights of an antialiased bilinear resize, as Pillow and torch compute it.
-
-    Output pixel i lies at ``begin + (first + i + 1/2) * scale``, ``scale = length / resized``; it is the
-    mean of the pixels of the stretch under a triangle of half width max(scale, 1), which shrinking widens
-    and enlarging does not.
-
-    Returns
-    -------
-    Tensor, (B, size_out, size_in)
-        Rows sum to 1; zero outside the stretch.
-    """
-    begin, length, resized, first, flip = (value[:, None, None] for value in axis)
-    scale = length / resized
-    i = torch.arange(size_out, device=scale.device, dtype=scale.dtype)[:, None]
-    i = torch.where(flip > 0, size_out - 1 - i, i)
-    pixel = torch.arange(size_in, device=scale.device, dtype=scale.dtype) - begin
-    distance = pixel + 0.5 - (first + i + 0.5) * scale
-    weights = (1 - distance.abs() / scale.clamp_min(1)).clamp_min(0)
-    weights = weights * ((pixel >= 0) & (pixel < length))
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def pad_frames(frames: Sequence[Tensor]) -> Tensor:
-    """Stack clips of different sizes, zero-padded at the bottom and right: (B, T, H, W, 3), uint8.
-
-    Raises
-    ------
-    ValueError
-        Without clips, for another dtype or layout, or when the numbers of frames differ.
-    """
-    for clip in frames:
-        if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or clip.numel() == 0:
-            raise ValueError(f"a clip must be uint8 (T, H, W, 3); got {clip.dtype} {tuple(clip.shape)}")
-    if len(frames) == 0:
-        raise ValueError("a batch must have at least one clip; got none")
-    lengths = {clip.shape[0] for clip in frames}
-    if len(lengths) != 1:
-        raise ValueError(f"clips of one batch must have the same number of frames; got {sorted(lengths)}")
-    if len({clip.shape for clip in frames}) == 1:
-        return torch.stack(list(frames))
-    height, width = max(clip.shape[1] for clip in frames), max(clip.shape[2] for clip in frames)
-    batch = frames[0].new_zeros(len(frames), frames[0].shape[0], height, width, 3)
-    for padded, clip in zip(batch, frames, strict=True):
-        padded[:, : clip.shape[1], : clip.shape[2]] = clip
-    return batch
-
-
-def resample(batch: Tensor, rows: Axis, columns: Axis, size: int) -> Tensor:
-    """Resample uint8 (B, T, H, W, 3) frames to (B, 3, T, size, size) float32 in [0, 1]."""
-    num_clips, num_frames, height, width, _ = batch.shape
-    # Rows first: a frame is a contiguous (H, 3 W) matrix as it lies, and less is left to rearrange.
-    x = (resampling_matrices(rows, height, size) / 255)[:, None] @ batch.float().flatten(3)
-    x = x.unflatten(3, (width, 3)).permute(0, 4, 1, 2, 3).reshape(num_clips, -1, width)
-    x = x @ resampling_matrices(columns, width, size).transpose(1, 2)
-    return x.view(num_clips, 3, num_frames, size, size)
-
-
-def random_boxes(sizes: Tensor, min_area: float, generator: torch.Generator | None = None) -> Tensor:
+def random_boxes(
+    sizes: Tensor, min_area: float, generator: torch.Generator | None = None, max_area: float = 1.0
+) -> Tensor:
     """Draw a crop a clip by the law of torchvision's ``RandomResizedCrop``.
 
-    The area is uniform in [min_area, 1] of the frame, the ratio of width to height log-uniform in
+    The area is uniform in [min_area, max_area] of the frame, the ratio of width to height log-uniform in
     [3/4, 4/3], and the first of ten draws that fits is placed uniformly; if none fits, the centre, cut to
     the nearest allowed ratio.
 
@@ -121,6 +42,8 @@ def random_boxes(sizes: Tensor, min_area: float, generator: torch.Generator | No
         Smallest share of the frame.
     generator : torch.Generator, optional
         Source of the numbers.
+    max_area : float in [min_area, 1]
+        Largest share of the frame.
 
     Returns
     -------
@@ -129,7 +52,7 @@ def random_boxes(sizes: Tensor, min_area: float, generator: torch.Generator | No
     """
     numbers = uniform((len(sizes), 2 * CROP_TRIES + 2), generator)
     height, width = sizes[:, :1], sizes[:, 1:]
-    area = height * width * (min_area + (1 - min_area) * numbers[:, :CROP_TRIES])
+    area = height * width * (min_area + (max_area - min_area) * numbers[:, :CROP_TRIES])
     low, high = (math.log(ratio) for ratio in ASPECT_RATIOS)
     ratio = (low + (high - low) * numbers[:, CROP_TRIES:-2]).exp()
     tried_width, tried_height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
@@ -168,23 +91,31 @@ class _FrameTransform(nn.Module):
             channels = torch.tensor(tuple(values), dtype=torch.float32).view(3, 1, 1, 1)
             self.register_buffer(name, channels, persistent=False)
 
-    def _resample(self, frames: Sequence[Tensor], rows: Axis, columns: Axis) -> Tensor:
+    def _resample(
+        self,
+        frames: Sequence[Tensor],
+        rows: Axis,
+        columns: Axis,
+        interpolation: Interpolation = "bilinear",
+    ) -> Tensor:
         """Frames on the module's device, cropped and resized, (B, 3, T, size, size) in [0, 1]."""
         device = self.mean.device
         batch = pad_frames(frames).to(device)
         axes = torch.stack([torch.stack(rows), torch.stack(columns)]).to(torch.float32)
         rows_there, columns_there = axes.to(device, non_blocking=True).unbind()
-        return resample(batch, Axis(*rows_there), Axis(*columns_there), self.size)
+        x = resample(batch, Axis(*rows_there), Axis(*columns_there), self.size, interpolation)
+        return x.clamp_(0, 1) if interpolation == "bicubic" else x
 
     def _normalise(self, x: Tensor) -> Tensor:
         return x.sub_(self.mean).div_(self.std)
 
 
 class VideoAugment(_FrameTransform):
-    """Random resized crop, horizontal flip, colour jitter, normalisation; one draw a clip.
+    """Random crop, flip, colour jitter, grayscale, blur, solarisation, normalisation, in this order.
 
-    The augmentation of AVID (Morgado et al., 2021), with antialiased bilinear resizing; all frames of a
-    clip are treated alike.
+    By default the augmentation of AVID (Morgado et al., 2021): crop, flip and jitter. With the values of
+    `avssl.transforms.presets` those of SwAV, BYOL, SimSiam and Barlow Twins, which share this order (SimSiam
+    flips last, which makes no difference). Each clip has draws of its own, used for all its frames.
 
     Parameters
     ----------
@@ -198,6 +129,14 @@ class VideoAugment(_FrameTransform):
         Strengths of brightness, contrast, saturation and hue; see `ColorJitter`.
     mean, std : three floats
         Normalisation a channel, for pixels in [0, 1].
+    max_area : float in [min_area, 1]
+        Largest share of the frame that a crop may have.
+    interpolation : "bilinear" or "bicubic"
+        Kernel of the antialiased resize; what bicubic overshoots is clamped to [0, 1].
+    jitter_prob, gray, blur, solarize : float in [0, 1]
+        Probabilities of colour jitter, grayscale, Gaussian blur and solarisation (inverting pixels >= 1/2).
+    blur_sigma : two floats > 0
+        Range of the blur's standard deviation, in pixels of the view; see `GaussianBlur`.
 
     Raises
     ------
@@ -213,23 +152,54 @@ class VideoAugment(_FrameTransform):
         jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.2),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        max_area: float = 1.0,
+        interpolation: Interpolation = "bilinear",
+        jitter_prob: float = 1.0,
+        gray: float = 0.0,
+        blur: float = 0.0,
+        blur_sigma: Sequence[float] = (0.1, 2.0),
+        solarize: float = 0.0,
     ) -> None:
         super().__init__(size, mean, std)
-        if not 0 < min_area <= 1:
-            raise ConfigError(f"min_area is {min_area}; must be in (0, 1]; use 1 to keep the whole frame")
-        if not 0 <= flip <= 1:
-            raise ConfigError(f"flip is {flip}; must be a probability in [0, 1]; use 0 to switch it off")
+        if not 0 < min_area <= max_area <= 1:
+            raise ConfigError(
+                f"min_area is {min_area} and max_area {max_area}; must be 0 < min_area <= max_area <= 1; "
+                "use 1 for both to keep the whole frame"
+            )
+        probabilities = {
+            "flip": flip,
+            "jitter_prob": jitter_prob,
+            "gray": gray,
+            "blur": blur,
+            "solarize": solarize,
+        }
+        for name, probability in probabilities.items():
+            if not 0 <= probability <= 1:
+                raise ConfigError(
+                    f"{name} is {probability}; must be a probability in [0, 1]; use 0 to switch it off"
+                )
         if len(jitter) != 4:
             raise ConfigError(
                 f"jitter is {tuple(jitter)}; must be four strengths: brightness, contrast, saturation, hue"
             )
-        self.min_area = min_area
-        self.flip = flip
+        if interpolation not in get_args(Interpolation):
+            raise ConfigError(
+                f"interpolation is {interpolation!r}; must be one of {', '.join(get_args(Interpolation))}"
+            )
+        self.min_area, self.max_area = min_area, max_area
+        self.interpolation = interpolation
+        self.flip, self.jitter_prob, self.gray = flip, jitter_prob, gray
+        self.blur_prob, self.solarize = blur, solarize
         self.jitter = ColorJitter(*jitter)
+        self.blur = GaussianBlur(*blur_sigma)
 
     def extra_repr(self) -> str:
         """Parameters, for the printed module."""
-        return f"size={self.size}, min_area={self.min_area}, flip={self.flip}"
+        return (
+            f"size={self.size}, min_area={self.min_area}, max_area={self.max_area}, "
+            f"interpolation={self.interpolation}, flip={self.flip}, jitter_prob={self.jitter_prob}, "
+            f"gray={self.gray}, blur_prob={self.blur_prob}, solarize={self.solarize}"
+        )
 
     def forward(self, frames: Sequence[Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Augment a batch of clips.
@@ -252,13 +222,24 @@ class VideoAugment(_FrameTransform):
             For clips that do not have this form.
         """
         sizes = torch.tensor([clip.shape[1:3] for clip in frames], dtype=torch.float64).view(-1, 2)
-        top, left, height, width = random_boxes(sizes, self.min_area, generator).unbind(1)
+        boxes = random_boxes(sizes, self.min_area, generator, self.max_area)
+        if self.max_area < 1:  # small boxes: what lies outside them need not be moved and multiplied
+            frames = [
+                clip[:, top : top + height, left : left + width]
+                for clip, (top, left, height, width) in zip(frames, boxes.long().tolist(), strict=True)
+            ]
+            boxes[:, :2] = 0
+        top, left, height, width = boxes.unbind(1)
         flip = (uniform((len(sizes),), generator) < self.flip).double()
         zero, out = torch.zeros_like(top), torch.full_like(top, self.size)
         rows, columns = Axis(top, height, out, zero, zero), Axis(left, width, out, zero, flip)
         with torch.autocast(self.mean.device.type, enabled=False):
-            x = self._resample(frames, rows, columns)
-            return self._normalise(self.jitter(x, generator))
+            x = self._resample(frames, rows, columns, self.interpolation)
+            x = on_some(x, self.jitter_prob, self.jitter, generator)
+            x = on_some(x, self.gray, grayscale, generator)
+            x = on_some(x, self.blur_prob, self.blur, generator)
+            x = on_some(x, self.solarize, solarize, generator)
+            return self._normalise(x)
 
 
 class VideoEval(_FrameTransform):

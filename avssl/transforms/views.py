@@ -12,12 +12,13 @@ from avssl.types import Views
 
 
 class ViewMaker(nn.Module):
-    """One video view and one audio view of each clip.
+    """Video views and one audio view of each clip.
 
     Parameters
     ----------
     video : nn.Module or None
-        `VideoAugment` for training, `VideoEval` for evaluation; None for runs without video.
+        `VideoAugment` (one view) or `MultiView` for training, `VideoEval` for evaluation; None for runs
+        without video.
     spectrogram : LogSpectrogram or None
         Audio front end; None for runs without audio.
     audio : AudioAugment, optional
@@ -73,7 +74,8 @@ class ViewMaker(nn.Module):
         audio: tuple[Tensor, ...] = ()
         if self.video is not None and frames is not None and len(frames) > 0:
             _check_count("frames", len(frames), index)
-            video = (self.video(frames, generator),)
+            made = self.video(frames, generator)
+            video = made if isinstance(made, tuple) else (made,)
         if self.spectrogram is not None and waveform is not None and waveform.numel() > 0:
             _check_count("waveform", len(waveform), index)
             if self.audio is not None:

@@ -6,7 +6,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from avssl.build import Config, build_spectrogram
 from avssl.errors import CheckpointError
 from avssl.features import load_encoders
-from avssl.models import DualEncoder
+from avssl.models import DualEncoder, VisualEncoder, recognise
 from avssl.weights.published import find_weights
 from avssl.weights.release import Variant, from_release
+from avssl.weights.visual import from_visual_release
 
 
 class Memories(NamedTuple):
@@ -34,48 +35,67 @@ class Pretrained:
 
     Parameters
     ----------
-    encoders : DualEncoder
+    encoders : DualEncoder or VisualEncoder
         In evaluation mode, on the device asked for.
     config : Config
         Model, and what clips and spectrograms must be like. For an official file, which holds no recipe, it
         is the paper's, and the sections on training mean nothing.
     source : str
-        ``"official AVID"``, ``"official CMA"``, or the version of this package that trained it.
+        ``"official AVID"``, ``"official CMA"``, ``"official SwAV"`` and so on, or the version of
+        this package that trained it.
     epoch : int
         Epochs done.
     memories : Memories or None
         On the CPU; rows are samples of the data the model was trained on.
-    log_z : float or None
-        Logarithm of NCE's constant Z; None when it was not estimated.
+    log_z : list of float
+        Logarithm of NCE's constant Z, or of that of each term; empty when it was not estimated.
     positive_set : Tensor or None
         Mined positives, (N, k), int32, on the CPU.
+    heads : dict
+        State dicts of the heads of an image method's release, by part; empty of all else.
+    notes : list of str
+        What of such a release was not used, and why.
     """
 
-    encoders: DualEncoder
+    encoders: DualEncoder | VisualEncoder
     config: Config
     source: str
     epoch: int
     memories: Memories | None
-    log_z: float | None
+    log_z: list[float]
     positive_set: Tensor | None
+    heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """What `describe` says, in numbers and texts that JSON can hold."""
-        model, data, spectrogram = self.config.model, self.config.data, build_spectrogram(self.config)
-        num_frames = spectrogram.num_frames(round(data.audio_seconds * data.sample_rate))
+        model, data = self.config.model, self.config.data
         return {
             "source": self.source,
             "epoch": self.epoch,
             "parameters": _count(self.encoders),
             "video": {**model.video, "parameters": _count(self.encoders.video)},
-            "audio": {**model.audio, "parameters": _count(self.encoders.audio)},
-            "projection": list(model.projection),
-            "batch_norm": model.batch_norm,
+            **self._sound(),
             "memories": None if self.memories is None else list(self.memories.video.shape),
-            "z": None if self.log_z is None else math.exp(self.log_z),
+            "z": [math.exp(z) for z in self.log_z],
             "positives": None if self.positive_set is None else self.positive_set.shape[1],
             "frames": [data.num_frames, self.config.views.video.get("size")],
             "fps": data.fps,
+            "heads": {part: sum(x.numel() for x in state.values()) for part, state in self.heads.items()},
+            "notes": self.notes,
+        }
+
+    def _sound(self) -> dict[str, Any]:
+        """What concerns the audio encoder and the common space; nothing without one."""
+        model, data = self.config.model, self.config.data
+        if model.audio is None or self.encoders.audio is None:
+            return {}
+        spectrogram = build_spectrogram(self.config)
+        num_frames = spectrogram.num_frames(round(data.audio_seconds * data.sample_rate))
+        return {
+            "audio": {**model.audio, "parameters": _count(self.encoders.audio)},
+            "projection": list(model.projection),
+            "batch_norm": model.batch_norm,
             "audio_seconds": data.audio_seconds,
             "sample_rate": data.sample_rate,
             "n_fft": spectrogram.n_fft,
@@ -90,19 +110,24 @@ class Pretrained:
             "source": f"{said['source']}, {said['epoch']} epochs",
             "parameters": f"{said['parameters']:,}",
             "video": _network(said["video"]),
-            "audio": _network(said["audio"]),
-            "heads": "-".join(map(str, said["projection"])) + (", batch norm" if said["batch_norm"] else ""),
-            "memories": "{:,} x {} for video and audio".format(*said["memories"])
-            if said["memories"]
-            else "none",
-            "Z": "not estimated" if said["z"] is None else f"{said['z']:.6g}",
-            "positives": f"{said['positives']} an instance" if said["positives"] else "none",
             "frames": "{} of {} pixels".format(*said["frames"]) + f", {said['fps']:g} a second",
-            "sound": f"{said['audio_seconds']:g} s at {said['sample_rate']:,} Hz",
-            "spectrogram": "{} x {}".format(*said["spectrogram"])
-            + f" {said['bins']} bins, n_fft {said['n_fft']}",
         }
-        return [f"{name:12} {text}" for name, text in lines.items()]
+        if "audio" in said:
+            lines |= {
+                "audio": _network(said["audio"]),
+                "heads": "-".join(map(str, said["projection"]))
+                + (", batch norm" if said["batch_norm"] else ""),
+                "sound": f"{said['audio_seconds']:g} s at {said['sample_rate']:,} Hz",
+                "spectrogram": "{} x {}".format(*said["spectrogram"])
+                + f" {said['bins']} bins, n_fft {said['n_fft']}",
+                "memories": "{:,} x {} for video and audio".format(*said["memories"])
+                if said["memories"]
+                else "none",
+                "Z": ", ".join(f"{z:.6g}" for z in said["z"]) or "not estimated",
+                "positives": f"{said['positives']} an instance" if said["positives"] else "none",
+            }
+        lines |= {f"head {part}": f"{count:,} parameters" for part, count in said["heads"].items()}
+        return [*(f"{name:12} {text}" for name, text in lines.items()), *self.notes]
 
 
 def load(path: str | Path, variant: Variant = "released", device: torch.device | str = "cpu") -> Pretrained:
@@ -131,15 +156,17 @@ def load(path: str | Path, variant: Variant = "released", device: torch.device |
     memories = (
         Memories(objective["bank.video"], objective["bank.audio"]) if "bank.video" in objective else None
     )
-    log_z = float(objective.get("partition.log_z", math.nan))
+    log_z = [float(z) for z in objective.get("partition.log_z", torch.tensor(math.nan)).flatten()]
     return Pretrained(
         encoders.to(device).eval(),
         config,
         state.get("source", f"avssl {state['avssl_version']}"),
         int(state["position"]["epoch"]),
         memories,
-        None if math.isnan(log_z) else log_z,
+        [] if any(map(math.isnan, log_z)) else log_z,
         objective.get("positive_set"),
+        state.get("heads", {}),
+        state.get("notes", []),
     )
 
 
@@ -178,6 +205,11 @@ def read_checkpoint(path: str | Path, variant: Variant = "released") -> dict[str
     content = _read_file(place)
     if {"avssl_version", "objective"} <= content.keys():
         return content
+    if recognise(content) is not None:
+        try:
+            return from_visual_release(content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{place}: {error}") from error
     if "state_dict" in content:
         raise CheckpointError(
             f"{place}: a finetuned classifier (it has 'state_dict'), without sound and memories; give the "

@@ -164,7 +164,9 @@ def _paper_config(architecture: OfficialArchitecture, variant: Variant, positive
 def _without_weights(config: ModelConfig) -> DualEncoder:
     """Networks that have shapes only: quick, and no random number is drawn."""
     with torch.device("meta"):
-        return build_encoders(config)
+        networks = build_encoders(config)
+    assert isinstance(networks, DualEncoder)  # `_refuse_other_networks` or the file itself has seen to that
+    return networks
 
 
 def _from_criterion(criterion: Mapping[str, Tensor], dim: int) -> dict[str, Tensor]:
@@ -218,7 +220,8 @@ def _to_criterion(state: Mapping[str, Any]) -> dict[str, Tensor]:
     objective = state["objective"]
     if "bank.video" not in objective:
         return {}
-    z = objective["partition.log_z"].double().exp().nan_to_num(nan=-1.0)
+    log_z = objective["partition.log_z"].flatten()[0]  # of several, that of the term the release begins with
+    z = log_z.double().exp().nan_to_num(nan=-1.0)
     criterion = {
         _VIDEO: objective["bank.video"].float(),
         _AUDIO: objective["bank.audio"].float(),
@@ -243,12 +246,12 @@ def _adam_state(state: Mapping[str, Any], config: Config, networks: DualEncoder)
 def _refuse_other_networks(model: ModelConfig) -> None:
     """Raise `CheckpointError` for what the official names cannot say."""
     reasons = [
-        f"model.{key}.name is {section.get('name')!r}; must be {expected}"
+        f"model.{key}.name is {(section or {}).get('name')!r}; must be {expected}"
         for key, section, expected in (
             ("video", model.video, "R2Plus1D"),
             ("audio", model.audio, "AudioConvNet"),
         )
-        if section.get("name") != expected
+        if (section or {}).get("name") != expected
     ]
     if model.batch_norm:
         reasons.append("model.batch_norm is true; the release's heads have none")

@@ -24,13 +24,13 @@ def naive_total(objective, naive, z_video, z_audio, index, negatives, few=None):
     z = {"v": z_video, "a": z_audio}
     memory = {"v": objective.bank.video, "a": objective.bank.audio}
     own = [[int(i)] for i in index]
-    log_z = float(objective.partition.log_z) if objective.contrast == "nce" else None
 
-    def mean_of(directions, positives, negatives):
+    def mean_of(kind, directions, positives, negatives):
         losses = []
         for query, target in directions:
             arguments = (z[query], memory[target], positives, negatives)
-            extra = (log_z,) if log_z is not None else ()
+            name = f"{kind.split('_')[0]}_{query}2{target}" if "_" in kind else f"{query}2{target}"
+            extra = (float(objective.partition.of(name)),) if objective.contrast == "nce" else ()
             losses.append(naive[objective.contrast](*arguments, *extra))
         return torch.stack(losses).mean()
 
@@ -46,22 +46,26 @@ def naive_total(objective, naive, z_video, z_audio, index, negatives, few=None):
             "positive_cross": (cross, mined, few),
             "positive_within": (within, mined, few),
         }
-    return sum(w * mean_of(*kinds[kind]) for kind, w in objective.weights.items() if w > 0)
+    return sum(w * mean_of(kind, *kinds[kind]) for kind, w in objective.weights.items() if w > 0)
 
 
 def prepared(objective, seed=0):
     """Everything seen, Z known, mining done: the state in the middle of training, frozen for comparison."""
     torch.manual_seed(seed)
     objective.bank.seen.fill_(True)
-    objective.partition.log_z.fill_(1.5)
+    log_z = objective.partition.log_z
+    log_z.copy_(1.5 + 0.3 * torch.arange(log_z.numel()).view(log_z.shape))  # each term its own, if it may
     objective.before_epoch(0)
     return objective.eval()
 
 
-@pytest.mark.parametrize("contrast", ["nce", "softmax"])
+@pytest.mark.parametrize(
+    ("contrast", "partition"), [("nce", "first_batch"), ("nce", "per_term"), ("softmax", 1.0)]
+)
 @pytest.mark.parametrize(("cross", "within"), [(1, 0), (0, 1), (1, 1), (1, 3)])
-def test_avid_equals_its_equation_in_float64(passing, naive, contrast, cross, within):
-    objective = prepared(AVID(passing(D), N, num_negatives=K, cross=cross, within=within, contrast=contrast))
+def test_avid_equals_its_equation_in_float64(passing, naive, contrast, partition, cross, within):
+    settings = {"cross": cross, "within": within, "contrast": contrast, "partition": partition}
+    objective = prepared(AVID(passing(D), N, num_negatives=K, **settings))
     z_video, z_audio, index = batch()
     negatives = objective.negatives_for(objective.excluded(index)).rows
     out = objective.contrast_embeddings(z_video, z_audio, index, negatives)
@@ -73,9 +77,11 @@ def test_avid_equals_its_equation_in_float64(passing, naive, contrast, cross, wi
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("contrast", ["nce", "softmax"])
+@pytest.mark.parametrize(
+    ("contrast", "partition"), [("nce", "first_batch"), ("nce", "per_term"), ("softmax", 1.0)]
+)
 @pytest.mark.parametrize("coefficients", [(1, 0, 0, 1), (0, 1, 0, 0), (0, 0, 1, 0), (1, 2, 3, 4)])
-def test_cma_equals_its_equation_in_float64(passing, naive, contrast, coefficients):
+def test_cma_equals_its_equation_in_float64(passing, naive, contrast, partition, coefficients):
     names = ("instance_cross", "instance_within", "positive_cross", "positive_within")
     objective = CMA(
         passing(D),
@@ -84,6 +90,7 @@ def test_cma_equals_its_equation_in_float64(passing, naive, contrast, coefficien
         num_negatives_positive=5,
         num_positives=4,
         contrast=contrast,
+        partition=partition,
         **dict(zip(names, coefficients, strict=True)),
     )
     prepared(objective)
@@ -162,6 +169,29 @@ def test_a_fixed_partition_is_what_was_given_from_the_first_step_on(passing):
     assert float(out["log_z"]) == pytest.approx(math.log(2.5))
     objective.start_from({"partition.log_z": torch.tensor(9.0), "encoders.scale": torch.ones(())})
     assert float(objective.partition.log_z) == pytest.approx(math.log(2.5))
+
+
+def test_every_term_estimates_its_own_partition_from_its_own_scores(passing):
+    torch.manual_seed(0)
+    objective = CMA(passing(D), N, num_negatives=K, num_negatives_positive=5, num_positives=3)
+    objective.bank.seen.fill_(True)
+    objective.before_epoch(0)
+    z_video, z_audio, index = batch()
+    negatives = objective.negatives_for(objective.excluded(index)).rows
+    memory = {"v": objective.bank.video.clone(), "a": objective.bank.audio.clone()}
+    out = objective.contrast_embeddings(z_video, z_audio, index, negatives)
+    z = {"v": z_video.detach(), "a": z_audio.detach()}
+    names = ["instance_v2a", "instance_a2v", "positive_v2v", "positive_a2a"]
+    assert objective.partition.terms == names
+    for name in names:
+        query, target = name[-3], name[-1]
+        rows = negatives if name.startswith("instance") else negatives[:, :5]
+        unit = F.normalize(z[query].double(), dim=1)
+        scores = (memory[target][rows].double() * unit[:, None]).sum(dim=2) / 0.07
+        assert float(out[f"log_z_{name}"]) == pytest.approx(float(scores.exp().mean().log()), rel=1e-5)
+    before = objective.partition.log_z.clone()
+    objective.contrast_embeddings(*batch(seed=1))
+    assert torch.equal(objective.partition.log_z, before)  # frozen
 
 
 def test_filling_the_memory_learns_nothing(passing):
@@ -289,7 +319,7 @@ def test_evaluation_mode_leaves_the_bank_alone(passing):
         (AVID, {"temperature": 0}, "temperature must be above 0; got 0"),
         (AVID, {"contrast": "nc"}, "'nce' or 'softmax'; got 'nc'"),
         (AVID, {"num_negatives": 0}, "num_negatives must be at least 1"),
-        (AVID, {"partition": "fresh"}, "must be first_batch, start_of_stage or a number above 0"),
+        (AVID, {"partition": "fresh"}, "must be first_batch, start_of_stage, per_term or a number above 0"),
         (AVID, {"partition": -1.0}, "partition is -1.0"),
         (AVID, {"bank_dtype": "int8"}, "must be one of float32, float16, bfloat16; got 'int8'"),
         (CMA, {"num_positives": N}, f"between 1 and num_instances - 1 = {N - 1}; got {N}"),

@@ -193,10 +193,10 @@ def test_interruption_keeps_finished_stages_and_the_next_call_does_the_rest(stub
 def test_studies_share_stages_in_one_folder(stubbed, capsys):
     main, outcomes, _ = stubbed
     main("--seeds", "0", "--study", "methods")
-    main("--seeds", "0", "--study", "partition", "--only", "cma_start_of_stage")
+    main("--seeds", "0", "--study", "partition", "--only", "cma_per_term")
     outcomes.update(dict.fromkeys(STAGES, AssertionError("trained twice")))
     main("--seeds", "0", "--study", "contrast")
-    assert row_of(capsys.readouterr().out, "CMA, NCE, Z estimated anew")
+    assert row_of(capsys.readouterr().out, "CMA, NCE, Z estimated anew, for each term")
 
 
 @pytest.mark.parametrize(

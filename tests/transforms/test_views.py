@@ -1,8 +1,13 @@
+import contextlib
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
+from avssl.errors import ConfigError
 from avssl.transforms import AudioAugment, LogSpectrogram, VideoAugment, VideoEval, ViewMaker
+from avssl.transforms.multi_view import CropSpec, MultiView, make_views
 from avssl.types import Views
 
 
@@ -69,3 +74,61 @@ def test_counts_that_disagree_are_named() -> None:
 def test_augmentation_of_sound_without_a_spectrogram_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a spectrogram"):
         ViewMaker(VideoEval(16), None, AudioAugment(0.1))
+
+
+def test_one_view_is_what_its_transform_gives() -> None:
+    frames, waveform, index = batch()
+    used, expected = (torch.Generator().manual_seed(5) for _ in range(2))
+    views = ViewMaker(VideoAugment(16), LogSpectrogram(), AudioAugment(0.1))(frames, waveform, index, used)
+    assert len(views.video) == 1
+    assert torch.equal(views.video[0], VideoAugment(16)(frames, expected))
+    assert torch.equal(views.audio[0], LogSpectrogram()(AudioAugment(0.1)(waveform, expected)))
+    assert torch.equal(used.get_state(), expected.get_state())
+
+
+def test_several_views_come_in_order_with_draws_of_their_own() -> None:
+    frames, waveform, index = batch()
+    transforms = make_views([CropSpec(16, count=2), CropSpec(8, blur=0.5, max_area=0.3)])
+    maker = ViewMaker(MultiView(transforms), LogSpectrogram(), AudioAugment(0.1))
+    views = maker(frames, waveform, index, torch.Generator().manual_seed(5))
+    assert [view.shape for view in views.video] == [(3, 3, 2, 16, 16)] * 2 + [(3, 3, 2, 8, 8)]
+    assert not torch.equal(views.video[0], views.video[1])
+
+    generator = torch.Generator().manual_seed(5)
+    for view, transform in zip(views.video, transforms, strict=True):
+        assert torch.equal(view, transform(frames, generator))
+    assert torch.equal(views.audio[0], LogSpectrogram()(AudioAugment(0.1)(waveform, generator)))
+    again, other = (maker(*batch(), torch.Generator().manual_seed(seed)) for seed in (5, 6))
+    assert all(torch.equal(a, b) for a, b in zip(views.video, again.video, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(views.video, other.video, strict=True))
+
+
+def test_several_views_are_made_where_the_module_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without data shows that no step asks it for numbers and that none mixes devices."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no "meta"
+    crop = CropSpec(16, 2, jitter_prob=0.8, gray=0.5, blur=0.5, solarize=0.5, interpolation="bicubic")
+    maker = ViewMaker(MultiView(make_views([crop, CropSpec(8, max_area=0.3)])), None).to("meta")
+    frames, _, index = batch(12)
+    views = maker(frames, None, index, torch.Generator().manual_seed(0))
+    assert [view.device.type for view in views.video] == ["meta"] * 3
+    assert [view.shape[-1] for view in views.video] == [16, 16, 8]
+
+
+def test_several_views_send_the_frames_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    frames, seen = batch()[0], []
+
+    class Spy(VideoEval):
+        def forward(self, frames: Sequence[Tensor], generator: torch.Generator | None = None) -> Tensor:
+            seen.extend((clip.device.type, tuple(clip.shape)) for clip in frames)
+            return super().forward(frames, generator)
+
+    MultiView([Spy(8), Spy(8)]).to("meta")(frames)
+    assert seen == [("meta", tuple(clip.shape)) for clip in frames] * 2
+
+
+def test_no_views_and_no_clips_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one view; got none"):
+        MultiView([])
+    with pytest.raises(ValueError, match="at least one clip; got none"):
+        MultiView([VideoAugment(8)])([])

@@ -1,0 +1,113 @@
+"""Crop, resize and flip as two matrix products, batched over clips of different sizes.
+
+Crop, resize and flip of a clip are linear and separable: two matrices, rows and columns, hold all three.
+Clips of a batch differ only in these matrices, so the whole batch is two batched matrix products whatever
+its boxes. Where ``torch.set_float32_matmul_precision`` allows TF32, its roundings (three of at most 2^-10)
+move a pixel by less than one step of uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+class Axis(NamedTuple):
+    """How each clip is resampled along one axis; every field is (B,), in pixels.
+
+    Parameters
+    ----------
+    begin, length : Tensor
+        The stretch of the frame that is read.
+    resized : Tensor
+        Number of pixels the stretch would have after resizing as a whole.
+    first : Tensor
+        Which of those is the first one wanted.
+    flip : Tensor
+        1 to reverse the result, else 0.
+    """
+
+    begin: Tensor
+    length: Tensor
+    resized: Tensor
+    first: Tensor
+    flip: Tensor
+
+
+def cubic_kernel(t: Tensor) -> Tensor:
+    """Keys' kernel with a = -1/2 at t >= 0, as Pillow and torch's antialiased resize have it."""
+    near, far = (1.5 * t - 2.5) * t * t + 1, ((2.5 - 0.5 * t) * t - 4) * t + 2
+    return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+
+
+def resampling_matrices(
+    axis: Axis, size_in: int, size_out: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """Weights of an antialiased resize, as Pillow and torch compute it.
+
+    Output pixel i lies at ``begin + (first + i + 1/2) * scale``, ``scale = length / resized``; it is the
+    mean of the pixels of the stretch under a kernel stretched by max(scale, 1): shrinking widens it and
+    enlarging does not. Bilinear has a triangle of half width 1, bicubic `cubic_kernel`.
+
+    Returns
+    -------
+    Tensor, (B, size_out, size_in)
+        Rows sum to 1; zero outside the stretch.
+    """
+    begin, length, resized, first, flip = (value[:, None, None] for value in axis)
+    scale = length / resized
+    i = torch.arange(size_out, device=scale.device, dtype=scale.dtype)[:, None]
+    i = torch.where(flip > 0, size_out - 1 - i, i)
+    pixel = torch.arange(size_in, device=scale.device, dtype=scale.dtype) - begin
+    distance = pixel + 0.5 - (first + i + 0.5) * scale
+    distance = distance.abs() / scale.clamp_min(1)
+    weights = (1 - distance).clamp_min(0) if interpolation == "bilinear" else cubic_kernel(distance)
+    weights = weights * ((pixel >= 0) & (pixel < length))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def pad_frames(frames: Sequence[Tensor]) -> Tensor:
+    """Stack clips of different sizes, zero-padded at the bottom and right: (B, T, H, W, 3), uint8.
+
+    Raises
+    ------
+    ValueError
+        Without clips, for another dtype or layout, or when the numbers of frames differ.
+    """
+    for clip in frames:
+        if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or clip.numel() == 0:
+            raise ValueError(f"a clip must be uint8 (T, H, W, 3); got {clip.dtype} {tuple(clip.shape)}")
+    if len(frames) == 0:
+        raise ValueError("a batch must have at least one clip; got none")
+    lengths = {clip.shape[0] for clip in frames}
+    if len(lengths) != 1:
+        raise ValueError(f"clips of one batch must have the same number of frames; got {sorted(lengths)}")
+    if len({clip.shape for clip in frames}) == 1:
+        return torch.stack(list(frames))
+    height, width = max(clip.shape[1] for clip in frames), max(clip.shape[2] for clip in frames)
+    batch = frames[0].new_zeros(len(frames), frames[0].shape[0], height, width, 3)
+    for padded, clip in zip(batch, frames, strict=True):
+        padded[:, : clip.shape[1], : clip.shape[2]] = clip
+    return batch
+
+
+def resample(
+    batch: Tensor, rows: Axis, columns: Axis, size: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """Resample uint8 (B, T, H, W, 3) frames to (B, 3, T, size, size) float32.
+
+    Bilinear pixels lie in [0, 1]; bicubic ones overshoot at edges.
+    """
+    num_clips, num_frames, height, width, _ = batch.shape
+    to_rows = resampling_matrices(rows, height, size, interpolation)
+    to_columns = resampling_matrices(columns, width, size, interpolation)
+    # Rows first: a frame is a contiguous (H, 3 W) matrix as it lies, and less is left to rearrange.
+    x = (to_rows / 255)[:, None] @ batch.float().flatten(3)
+    x = x.unflatten(3, (width, 3)).permute(0, 4, 1, 2, 3).reshape(num_clips, -1, width)
+    x = x @ to_columns.transpose(1, 2)
+    return x.view(num_clips, 3, num_frames, size, size)
