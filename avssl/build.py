@@ -28,7 +28,7 @@ from avssl.models import (
     TorchvisionVideo,
     VisualEncoder,
 )
-from avssl.objectives import AVID, BYOL, CMA, BarlowTwins, Joint, Objective, SimSiam
+from avssl.objectives import AVID, BYOL, CMA, BarlowTwins, Joint, Objective, SimSiam, SwAV
 from avssl.optim import make_optimizer, scaled_lr
 from avssl.schema import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, ViewsConfig
 from avssl.transforms import (
@@ -74,6 +74,7 @@ AUDIO_ENCODERS: dict[str, Callable[..., nn.Module]] = {
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "AVID": AVID,
     "CMA": CMA,
+    "SwAV": SwAV,
     "BYOL": BYOL,
     "SimSiam": SimSiam,
     "BarlowTwins": BarlowTwins,
@@ -153,7 +154,7 @@ def build_objective(config: Config, num_instances: int) -> Objective:
     encoders = build_encoders(config.model)
     if config.objective.get("name") != "Joint":
         return _build_part("objective", config.objective, encoders, num_instances)
-    arguments = check_arguments("objective", JointSection, config.objective)
+    _, arguments = resolve_section("objective", config.objective, {"Joint": JointSection})
     parts = {}
     for key, section in arguments["parts"].items():
         parts[key] = _build_part(f"objective.parts.{key}", section, encoders, num_instances)

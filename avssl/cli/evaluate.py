@@ -158,6 +158,7 @@ def judge(
             num_workers=share_cores(config, device),
             device=device,
             progress=lambda done, total: bar.update(done, total=total),
+            say=lambda reason: click.echo(f"avssl: warning: {name}: {reason}", err=True),
         )
     if state is not None and "bank.video" in state["objective"] and None not in train.labels:
         metrics |= agreement_row(state["objective"], train.labels, AGREEMENTS)

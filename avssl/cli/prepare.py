@@ -45,8 +45,11 @@ Examples:
     metavar="N",
     help="Threads that read files.  [default: 4 more than processors, at most 32]",
 )
+@click.option("--images", is_flag=True, help="Take up image files too, each as a video of one frame.")
 @click.option("--overwrite", is_flag=True, help="Replace the manifest if it exists.")
-def prepare(source: Path, output: Path, val_share: float, workers: int | None, overwrite: bool) -> None:
+def prepare(
+    source: Path, output: Path, val_share: float, workers: int | None, images: bool, overwrite: bool
+) -> None:
     """Make a manifest of the video files of SOURCE.
 
     SOURCE is a folder, searched through all its levels (first-level folders named train, val or test give
@@ -59,7 +62,7 @@ def prepare(source: Path, output: Path, val_share: float, workers: int | None, o
     """
     _check_output(source, output, overwrite)
     with progress_bar("prepare", unit="files") as progress:
-        result = scan(source, val_share=val_share, workers=workers, progress=progress.update)
+        result = scan(source, val_share=val_share, images=images, workers=workers, progress=progress.update)
     ledger = output.with_name(f"{output.stem}.skipped.jsonl")
     _write_skipped(ledger, result.skipped)
     result.manifest.save(output)

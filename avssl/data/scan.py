@@ -19,6 +19,9 @@ from avssl.errors import ManifestError
 EXTENSIONS = frozenset(["mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "flv", "wmv", "ts", "3gp", "ogv"])
 """Extensions of the files a scan of a folder takes up; a list may name any file."""
 
+IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "bmp"])
+"""Further ones that it takes up if asked to: an image is a video of one frame."""
+
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -58,6 +61,7 @@ def scan(
     *,
     split: str | None = None,
     val_share: float = 0.0,
+    images: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScanResult:
@@ -78,6 +82,9 @@ def scan(
     val_share : float in [0, 1)
         Of the files that have no split, about this share goes to split ``"test"``, chosen by a hash of the
         relative path (all parts of a file go the same way); the others to ``"train"``.
+    images : bool
+        Whether a folder's images count as well, each a video of one frame; beside videos they are often
+        only thumbnails.
     workers : int >= 1, optional
         Threads that probe; default: four more than processors, at most 32.
     progress : callable, optional
@@ -95,7 +102,7 @@ def scan(
     ignored: dict[str, int] = {}
     if source.is_dir():
         root = source
-        files, ignored = _find_media(source)
+        files, ignored = _find_media(source, EXTENSIONS | IMAGES if images else EXTENSIONS)
         wishes = _from_folders(files)
     else:
         root = source.absolute().parent
@@ -114,13 +121,13 @@ def scan(
 # ---- which files
 
 
-def _find_media(folder: Path) -> tuple[list[str], dict[str, int]]:
+def _find_media(folder: Path, extensions: frozenset[str]) -> tuple[list[str], dict[str, int]]:
     """Sorted posix paths of media files relative to the folder; number of other files by extension."""
     media: list[str] = []
     others: Counter[str] = Counter()
     for name in _walk(str(folder)):
         extension = os.path.splitext(name)[1].lower()
-        if extension[1:] in EXTENSIONS:
+        if extension[1:] in extensions:
             media.append(os.path.relpath(name, folder).replace(os.sep, "/"))
         else:
             others[extension or "(none)"] += 1
@@ -128,7 +135,7 @@ def _find_media(folder: Path) -> tuple[list[str], dict[str, int]]:
         seen = ", ".join(f"{extension} ({count})" for extension, count in others.most_common(10))
         raise ManifestError(
             f"no media file below {folder}; extensions seen: {seen or 'none, the folder is empty'}; "
-            f"extensions taken: {' '.join(sorted(EXTENSIONS))}"
+            f"extensions taken: {' '.join(sorted(extensions))}"
         )
     return sorted(media), dict(others)
 

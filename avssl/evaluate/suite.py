@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avssl.build import Config
 from avssl.data import Manifest
+from avssl.errors import EvaluationError
 from avssl.evaluate.agreement import positive_precision
 from avssl.evaluate.knn import knn_accuracy
 from avssl.evaluate.linear import linear_probe
@@ -107,6 +108,7 @@ def evaluate_encoders(
     num_workers: int = 1,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, float], Features]:
     """Measure a pair of encoders by all protocols the labels allow.
 
@@ -116,6 +118,9 @@ def evaluate_encoders(
         As for `extract_features`.
     train, test : Manifest
         Probes are fitted on the one and judged on the other; retrieval takes place within `test`.
+    say : callable, optional
+        Takes the reason why retrieval or probes cannot be measured (a collapsed or an untrained tiny network
+        that says the same of everything), which are then left out; without it that is an error.
 
     Returns
     -------
@@ -135,15 +140,29 @@ def evaluate_encoders(
         progress=progress,
     )
     judged = extract(test)
-    row = retrieval_row(judged)
+    measured = partial(_measured, say=say)
+    row = measured("retrieval", lambda: retrieval_row(judged))
     classes = sorted({*train.classes, *test.classes})
     test_labels = labels_of(judged, test, classes)
     if test_labels is not None and None not in train.labels:
         fitted = extract(train)
         train_labels = labels_of(fitted, train, classes)
         assert train_labels is not None
-        row = probe_row(fitted, train_labels, judged, test_labels) | row
+        row = measured("probes", lambda: probe_row(fitted, train_labels, judged, test_labels)) | row
     return row, judged
+
+
+def _measured(
+    what: str, measure: Callable[[], dict[str, float]], say: Callable[[str], None] | None
+) -> dict[str, float]:
+    """Numbers of one kind; what cannot be measured is left out and said, if there is anybody to say it to."""
+    try:
+        return measure()
+    except EvaluationError as error:
+        if say is None:
+            raise
+        say(f"no {what}: {error}")
+        return {}
 
 
 def results_table(

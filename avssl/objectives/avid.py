@@ -19,6 +19,7 @@ from torch import Tensor
 from avssl.memory import BankDtype, MemoryBank, Modality, draw_negatives, draw_pool
 from avssl.models import DualEncoder
 from avssl.objectives.base import Objective, TrunkOutputs
+from avssl.objectives.collapse import embedding_health
 from avssl.objectives.contrast import allowed_of, contrast_pool, contrast_rows
 from avssl.objectives.nce import (
     Allowed,
@@ -167,7 +168,8 @@ class AVID(Objective):
         -------
         dict of str to scalar Tensor
             ``loss``, one ``loss_*`` a direction, ``log_z``, and ``mean_norm_video`` / ``mean_norm_audio``:
-            the norm of the mean unit embedding, which goes to 1 when all embeddings fall into one cone.
+            the norm of the mean unit embedding, which goes to 1 when all embeddings fall into one cone; and
+            the `embedding_health` of both.
         """
         z_video = self.encoders.video_head(features.video())
         z_audio = self.encoders.audio_head(features.audio())
@@ -190,7 +192,9 @@ class AVID(Objective):
         z = {"video": F.normalize(z_video.float(), dim=1), "audio": F.normalize(z_audio.float(), dim=1)}
         terms = self.terms(z, index, self.negatives_for(self.excluded(index), negatives))
         logs = {f"loss_{name}": value.detach() for _, name, value in terms}
-        logs |= {f"mean_norm_{m}": z[m].detach().mean(dim=0).norm() for m in z}
+        for modality, unit in z.items():
+            logs[f"mean_norm_{modality}"] = unit.detach().mean(dim=0).norm()
+            logs |= embedding_health(unit, f"_{modality}")
         if self.contrast == "nce":
             logs |= self.partition.numbers()
         if self.training:

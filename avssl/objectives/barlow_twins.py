@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from avssl.errors import ConfigError
 from avssl.objectives.base import Objective, TrunkOutputs
+from avssl.objectives.collapse import embedding_health
 from avssl.objectives.siamese import (
     at_least_float32,
     barlow_twins_projector,
-    embedding_spread,
     trunk_dim,
     weights_and_rest,
 )
@@ -150,7 +150,7 @@ class BarlowTwins(Objective):
             "loss": on_diagonal + self.lambd * off_diagonal,
             "on_diagonal": on_diagonal.detach(),
             "off_diagonal": off_diagonal.detach(),
-            "spread": embedding_spread(z1),
+            **embedding_health(z1),
         }
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from avssl.errors import ConfigError
 from avssl.objectives.base import Objective, TrunkOutputs
+from avssl.objectives.collapse import embedding_health
 from avssl.objectives.siamese import (
     at_least_float32,
     byol_head,
-    embedding_spread,
     trunk_dim,
     weights_and_rest,
 )
@@ -134,7 +134,7 @@ class BYOL(Objective):
         p1, p2 = self.predictor(z[0]), self.predictor(z[1])
         z1, z2 = (self.teacher(features.views.video[view]) for view in (0, 1))
         loss = byol_loss(p1, z2, p2, z1)
-        logs = {"cosine": 1 - loss.detach() / 4, "spread": embedding_spread(z[0])}
+        logs = {"cosine": 1 - loss.detach() / 4, **embedding_health(z[0])}
         if self.teacher_update == "step":
             logs["tau"] = loss.new_tensor(self.tau)
         return {"loss": loss, **logs}

@@ -1,4 +1,4 @@
-"""What BYOL, SimSiam and Barlow Twins share: heads as released, parameter groups, and a sign of collapse.
+"""What BYOL, SimSiam and Barlow Twins share: heads as released, and parameter groups.
 
 | head | layers, with batch norm and ReLU between them | bias | at the end |
 | --- | --- | --- | --- |
@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avssl.errors import ConfigError
@@ -98,22 +97,3 @@ def weights_and_rest(module: nn.Module, lr_scale: float = 1.0) -> list[dict[str,
 def at_least_float32(z: Tensor) -> Tensor:
     """Embeddings in float32, or float64 if they are: what losses are computed in, whatever autocast says."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
-
-
-@torch.no_grad()
-def embedding_spread(z: Tensor) -> Tensor:
-    """How far unit embeddings spread over the sphere: about 1 when in all directions, 0 when collapsed.
-
-    ``sqrt(D)`` times the mean over features of the standard deviation over this process's samples of
-    ``z / |z|`` (Chen & He, "Exploring simple siamese representation learning", 2021, section 4.1).
-
-    Parameters
-    ----------
-    z : Tensor, (B, D)
-
-    Returns
-    -------
-    Tensor, scalar, in [0, 1]
-    """
-    unit = F.normalize(at_least_float32(z), dim=1)
-    return unit.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avssl.objectives.base import Objective, TrunkOutputs
+from avssl.objectives.collapse import embedding_health
 from avssl.objectives.siamese import (
     at_least_float32,
-    embedding_spread,
     simsiam_predictor,
     simsiam_projector,
     trunk_dim,
@@ -96,7 +96,7 @@ class SimSiam(Objective):
         """
         z1, z2 = (self.projector(features.video(view)) for view in (0, 1))
         loss = simsiam_loss(self.predictor(z1), z2, self.predictor(z2), z1)
-        return {"loss": loss, "spread": embedding_spread(z1)}
+        return {"loss": loss, **embedding_health(z1)}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Trunk and projector; the predictor, whose learning rate stays while the schedule falls.

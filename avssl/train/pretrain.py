@@ -138,6 +138,7 @@ def _train(
         ledger,
         position,
         MiningObserver(log, position.step, manifest.label_indices()),
+        say,
     )
     if checkpoint is not None:
         trainer.scaler.load_state_dict(checkpoint["scaler"])

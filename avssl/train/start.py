@@ -50,6 +50,7 @@ def find_manifest(
             result = scan(
                 config.data.root,
                 val_share=config.data.val_share,
+                images=config.data.num_frames == 1 and config.model.audio is None,
                 progress=lambda done, total: progress.update(done, total=total),
             )
         manifest = result.manifest

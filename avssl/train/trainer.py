@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from avssl.data import ClipBatch, SkipLedger
 from avssl.errors import Interrupted, TrainingError
-from avssl.objectives import Objective
+from avssl.objectives import Objective, collapse_signs
 from avssl.optim import set_learning_rate
 from avssl.train.log import MetricsLog, RunningMeans
 from avssl.transforms import ViewMaker
@@ -78,6 +78,8 @@ class Trainer:
         Where to begin; moved along.
     after_mining : callable, optional
         Called as ``after_mining(objective, epoch, step)`` when an objective has mined positives anew.
+    say : callable
+        Takes warnings for the user, such as of a collapse.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Trainer:
         ledger: SkipLedger,
         position: Position,
         after_mining: Callable[[Any, int, int], object] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.objective = objective
         self.views = views
@@ -105,6 +108,8 @@ class Trainer:
         self.ledger = ledger
         self.position = position
         self.after_mining = after_mining
+        self.say = say
+        self._warned: set[str] = set()
         self.device = next(objective.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == torch.float16)
         self.means = RunningMeans()
@@ -252,8 +257,18 @@ class Trainer:
                 f"the loss became {numbers['loss']} by step {self.position.step}; lower optim.lr, set "
                 "optim.clip_grad_norm, or use train.precision=float32"
             )
+        self._warn_of_collapse(numbers)
         self._window_start, self._window_clips, self._window_wait = time.monotonic(), 0, 0.0
         return numbers
+
+    def _warn_of_collapse(self, numbers: dict[str, float]) -> None:
+        """Say each sign of a collapse once, the first time it shows."""
+        done = self.objective.done_steps / max(1, self.objective.total_steps)
+        for sentence in collapse_signs(numbers, done):
+            sign = sentence.partition(" ")[0]
+            if sign not in self._warned:
+                self._warned.add(sign)
+                self.say(f"warning: step {self.position.step}: {sentence}")
 
     def _maybe_save(self) -> None:
         due = time.monotonic() - self._last_save > self.settings.checkpoint_seconds

@@ -162,6 +162,16 @@ def test_teacher_by_the_epoch_waits_and_then_is_the_student():
     assert not torch.equal(before[0], student[0])
 
 
+@pytest.mark.parametrize("teacher_update, epoch", [("epoch", 0), ("step", 1)])
+def test_no_other_epoch_moves_the_teacher(teacher_update, epoch):
+    objective = small(teacher_update=teacher_update)
+    for p in objective.encoders.video.parameters():
+        p.data.add_(1.0)
+    before = [p.clone() for p in objective.teacher.parameters()]
+    objective.before_epoch(epoch)
+    assert all(torch.equal(a, b) for a, b in zip(before, objective.teacher.parameters(), strict=True))
+
+
 def test_teacher_of_a_new_stage_is_its_student():
     torch.manual_seed(5)
     other = BYOL(Encoders(), hidden_dim=8, dim=4)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from avssl.objectives.simsiam import SimSiam, simsiam_loss
+from avssl.types import Views
 
 CASE = torch.load(Path(__file__).parents[1] / "golden" / "image.pt", weights_only=True)["simsiam_loss"]
 
@@ -45,6 +46,19 @@ def test_loss_equals_its_equation_and_spans_minus_one_to_one():
     p = tensors[0]
     assert float(simsiam_loss(p, 2 * p, p, 3 * p)) == pytest.approx(-1, rel=1e-12)
     assert float(simsiam_loss(p, -p, p, -2 * p)) == pytest.approx(1, rel=1e-12)
+
+
+def test_each_view_predicts_the_other():
+    torch.manual_seed(0)
+    encoders = nn.Module()
+    encoders.video = nn.Flatten()
+    encoders.video.dim = 12
+    objective = SimSiam(encoders, hidden_dim=8, dim=6, predictor_dim=4).double()
+    batch = tuple(torch.randn(10, 3, 1, 2, 2, dtype=torch.float64) for _ in range(2))
+    z1, z2 = (objective.projector(x.flatten(1)) for x in batch)
+    expected = naive_simsiam(objective.predictor(z1), z2, objective.predictor(z2), z1)
+    loss = objective(Views(batch, (), torch.arange(10)))["loss"]
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-10)
 
 
 def test_heads_are_those_of_the_release():
