@@ -46,13 +46,12 @@ def swav_loss(scores: Sequence[Tensor], codes: Mapping[int, Tensor], temperature
         In float32, or in float64 for such scores, under autocast too.
     """
     terms = []
-    with torch.autocast(scores[0].device.type, enabled=False):
-        for v, score in enumerate(scores):
-            others = [q for i, q in codes.items() if i != v]
-            if others:  # cross-entropy is linear in the codes: one softmax a crop, not one a pair
-                targets = torch.stack(others).sum(dim=0)
-                terms.append(F.cross_entropy(at_least_float32(score) / temperature, targets))
-        return torch.stack(terms).sum() / (len(codes) * (len(scores) - 1))
+    for v, score in enumerate(scores):
+        others = [q for i, q in codes.items() if i != v]
+        if others:  # cross-entropy is linear in the codes: one softmax a crop, not one a pair
+            targets = torch.stack(others).sum(dim=0)
+            terms.append(F.cross_entropy(at_least_float32(score) / temperature, targets))
+    return torch.stack(terms).sum() / (len(codes) * (len(scores) - 1))
 
 
 def swav_head(dim_in: int, dims: Sequence[int], batch_norm: bool) -> nn.Sequential:

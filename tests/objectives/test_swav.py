@@ -306,6 +306,13 @@ def test_half_precision_changes_little_and_the_numbers_stay_float32():
     assert all(p.grad.isfinite().all() for p in objective.parameters())
 
 
+def test_scores_codes_and_loss_are_float32_under_autocast():
+    embeddings = CASE["emb"].float()
+    expected = make_objective().swap_predictions(embeddings, 8)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(make_objective().swap_predictions(embeddings, 8)["loss"], expected)
+
+
 def test_all_parameters_are_decayed_and_adapted():
     objective = make_objective()
     (group,) = make_optimizer("larc", objective.param_groups(), lr=0.6, weight_decay=1e-6).param_groups

@@ -13,6 +13,7 @@ from avssl.objectives.swav import SwAV
 from avssl.types import Views
 
 WORKER = """
+import gc
 import sys
 import torch
 import torch.distributed as dist
@@ -36,6 +37,7 @@ for name in SETTINGS:
     torch.save(result, f"{folder}/{name}-{rank}.pt")
 part = slice(0, 3) if rank == 0 else slice(3, 12)  # parts of two sizes
 torch.save(sinkhorn(make_scores()[part], 0.003, 10), f"{folder}/codes-{rank}.pt")
+gc.collect()  # cycles that hold the group would outlive it, and at times abort the process at its exit
 dist.destroy_process_group()
 """
 

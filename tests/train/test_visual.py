@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from media import write_media
 from PIL import Image
 
 from avssl.checkpoint import load_checkpoint
@@ -104,9 +105,14 @@ def test_a_visual_run_on_clips_stopped_in_the_middle_ends_bit_for_bit_alike(
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-def test_avid_and_visual_objectives_train_one_trunk(recipe, progress):
+def test_avid_and_visual_objectives_train_one_trunk(recipe, progress, tmp_path):
+    for i in range(12):  # files that differ in what is seen and in what is heard
+        place = tmp_path / "films" / ("test" if i % 3 == 0 else "train") / f"{i}.mp4"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_media(place, seconds=1.2, size=(48, 40), first_number=300 * i, tone_hz=300 + 60 * i)
     views = {"video": {"size": 32}, "crops": CROPS, "statistics": "auto"}
-    config = recipe(views=views, train={"epochs": 3}, run={"name": "joint"})
+    data = {"root": str(tmp_path / "films")}
+    config = recipe(data=data, views=views, train={"epochs": 3}, run={"name": "joint"})
     config.objective = {
         "name": "Joint",
         "parts": {
