@@ -70,6 +70,10 @@ class Mining:
     depth: int
     seconds: float
 
+    def provenance(self) -> dict[str, str | float]:
+        """How the sets were found, for a record in JSON."""
+        return {"method": self.method, "agreement": self.agreement, **self.numbers()}
+
     def numbers(self) -> dict[str, float]:
         """Flat numbers for a log; names begin with ``mining_``."""
         names = ("num_rows", "certified_share", "recall", "recall_rows", "compared_share", "depth", "seconds")

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from avssl.memory import MemoryBank
+from avssl.memory import MemoryBank, Mining
 from avssl.memory.diagnostics import Diagnosis, Histogram, diagnose
 from avssl.train.log import MetricsLog, append_line, drop_lines_after
 
@@ -29,20 +29,23 @@ class MiningObjective(Protocol):
         Those in use before.
     groups : Tensor, (N,), int64
         Instances of one group are never each other's positives.
+    last_mining : Mining or None
+        How the sets in use were found.
     """
 
     bank: MemoryBank
     positive_set: Tensor
     previous_positive_set: Tensor | None
     groups: Tensor
+    last_mining: Mining | None
 
 
 class MiningObserver:
     """Diagnoses positives each time they are mined: one line of ``mining.jsonl``, scalars and histograms.
 
-    A line holds ``step``, ``epoch``, ``num_positives`` and all of a `Diagnosis`. The scalars go to
-    ``metrics.jsonl`` and TensorBoard under names such as ``positives/precision_consensus``, the histograms to
-    TensorBoard.
+    A line holds ``step``, ``epoch``, ``num_positives``, the provenance of the sets and a `Diagnosis`. Scalars
+    go to ``metrics.jsonl`` and TensorBoard under names such as ``positives/precision_consensus``, histograms
+    to TensorBoard.
 
     Parameters
     ----------
@@ -88,7 +91,8 @@ class MiningObserver:
             seed=step,
         )
         place = {"step": step, "epoch": epoch, "num_positives": objective.positive_set.shape[1]}
-        append_line(self.path, place | diagnosis.record())
+        mined = {} if objective.last_mining is None else {"mining": objective.last_mining.provenance()}
+        append_line(self.path, place | mined | diagnosis.record())
         numbers = {f"positives/{name}": value for name, value in diagnosis.numbers().items()}
         self.log.write(step, epoch, numbers)
         _write_histogram(self.log.events, "positives/in_degree", diagnosis.in_degree, step)

@@ -1,10 +1,7 @@
 """Two processes that share the mining find what one finds alone."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
+from processes import run_two
 
 WORKER = """
 import sys
@@ -38,20 +35,7 @@ def mine(method):
 
 
 def test_two_processes_equal_one(tmp_path, monkeypatch):
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path), str(Path(__file__).parent)],
-            env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
+    run_two(WORKER, tmp_path, __file__)
     import avssl.memory.agreement as agreement
 
     monkeypatch.setattr(agreement, "default_side", agreement.default_side)  # `mine` replaces it: restore

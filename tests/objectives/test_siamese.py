@@ -1,12 +1,10 @@
 """What BYOL, SimSiam and Barlow Twins have in common: learning, resuming, processes, groups, errors."""
 
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from processes import run_two
 from torch import nn
 
 from avssl.errors import ConfigError
@@ -208,22 +206,7 @@ def test_trunk_without_dim_is_refused(name):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    script = folder / "worker.py"
-    script.write_text(WORKER)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(folder), str(Path(__file__).parent)],
-            env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-    return folder
+    return run_two(WORKER, tmp_path_factory.mktemp("ranks"), __file__)
 
 
 @pytest.mark.parametrize("method, share", [*((name, 6) for name in METHODS), ("barlow_twins", 4)])

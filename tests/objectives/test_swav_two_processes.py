@@ -1,11 +1,8 @@
 """One process against two: the same codes, loss, gradient after averaging, numbers to log and queue."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from processes import run_two
 from torch import nn
 
 from avssl.objectives.sinkhorn import sinkhorn
@@ -13,8 +10,8 @@ from avssl.objectives.swav import SwAV
 from avssl.types import Views
 
 WORKER = """
-import gc
 import sys
+import gc
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -37,12 +34,12 @@ for name in SETTINGS:
     torch.save(result, f"{folder}/{name}-{rank}.pt")
 part = slice(0, 3) if rank == 0 else slice(3, 12)  # parts of two sizes
 torch.save(sinkhorn(make_scores()[part], 0.003, 10), f"{folder}/codes-{rank}.pt")
-gc.collect()  # cycles that hold the group would outlive it, and at times abort the process at its exit
+gc.collect()  # without, torch at times aborts a process at its exit, after all work is done
 dist.destroy_process_group()
 """
 
 SETTINGS = {
-    "plain": {"head_batch_norm": False},
+    "plain": {"head_batch_norm": False, "num_prototypes": 20},  # more than samples of a process
     "norm": {},
     "queue": {"head_batch_norm": False, "queue_length": 24},
     "odd_queue": {"queue_length": 17},
@@ -62,7 +59,8 @@ class Encoders(nn.Module):
 
 def make_objective(name):
     torch.manual_seed(1)
-    return SwAV(Encoders(), num_prototypes=7, head_dims=(8, 5), **SETTINGS[name]).double()
+    settings = {"num_prototypes": 7, "head_dims": (8, 5)} | SETTINGS[name]
+    return SwAV(Encoders(), **settings).double()
 
 
 def make_views(seed, part=slice(None)):
@@ -94,22 +92,7 @@ def run(objective, forward, part=slice(None)):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    script = folder / "worker.py"
-    script.write_text(WORKER)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(folder), str(Path(__file__).parent)],
-            env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-    return folder
+    return run_two(WORKER, tmp_path_factory.mktemp("ranks"), __file__)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

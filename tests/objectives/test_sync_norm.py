@@ -1,11 +1,8 @@
 """Batch norm over processes against torch's own on the whole batch."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from processes import run_two
 from torch import nn
 
 from avssl.objectives.sync_norm import BatchNorm1d, all_sum, batch_statistics
@@ -82,22 +79,7 @@ def test_statistics_of_one_process_are_those_of_the_batch():
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    script = folder / "worker.py"
-    script.write_text(WORKER)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(folder), str(Path(__file__).parent)],
-            env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-    return folder
+    return run_two(WORKER, tmp_path_factory.mktemp("ranks"), __file__)
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -1,11 +1,8 @@
 """One process against two: the same loss, gradient, memories and constant Z."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from processes import run_two
 
 from avssl.objectives import AVID, CMA
 
@@ -84,23 +81,7 @@ def run(objective, batch):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    script = folder / "worker.py"
-    script.write_text(WORKER)
-    here = str(Path(__file__).parent)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(folder), here],
-            env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-    return folder
+    return run_two(WORKER, tmp_path_factory.mktemp("ranks"), __file__)
 
 
 @pytest.mark.parametrize("kind", ["avid", "cma"])

@@ -31,6 +31,7 @@ def objective():
         positive_set=sets.sort(dim=1).values.int(),
         previous_positive_set=None,
         groups=torch.arange(24),
+        last_mining=None,
     )
 
 

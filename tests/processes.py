@@ -1,0 +1,37 @@
+"""Run a script in two processes that form a gloo group."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_two(script_text: str, folder: Path, beside: str) -> Path:
+    """Run ``script RANK FOLDER DIRECTORY`` as ranks 0 and 1, one thread each; both must succeed.
+
+    Parameters
+    ----------
+    script_text : str
+        Python source.
+    folder : Path
+        Where the script and whatever it writes lie; returned.
+    beside : str
+        ``__file__`` of the test, in whose directory the script finds the test's own functions.
+    """
+    script = folder / "worker.py"
+    script.write_text(script_text)
+    environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(folder), str(Path(beside).parent)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    return folder
