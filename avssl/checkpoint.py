@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,36 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give a run folder that holds {FILE_NAME}")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path}: damaged or not a checkpoint ({first_line}); use another copy or train again"
-        ) from error
-    if not isinstance(state, dict) or "avssl_version" not in state or "objective" not in state:
+    state: dict[str, Any] = read_tensors(path)
+    if "avssl_version" not in state or "objective" not in state:
         raise CheckpointError(f"{path}: not a checkpoint of avssl; give one that `avssl pretrain` wrote")
     return state
+
+
+def read_tensors(path: Path) -> dict[Any, Any]:
+    """Read a dictionary of tensors onto the CPU, stored as today or as before PyTorch 1.6.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is damaged or holds more than tensors, numbers and texts: no pickle is executed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders at damaged bytes; the error says what matters
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own text tells how to run the pickle nevertheless
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint (it holds more than tensors, numbers and texts; nothing in "
+            "it was run); use another copy"
+        ) from error
+    except Exception as error:  # what a damaged file makes torch raise is anything
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({first_line}); use another copy"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}; must be the dictionary of a checkpoint; give another"
+        )
+    return content

@@ -68,7 +68,7 @@ def collapse_signs(numbers: Mapping[str, float], done: float) -> list[str]:
         return []
     rules = (
         ("spread", lambda x: x < 0.1, "embeddings hardly differ between samples (healthy: about 1)"),
-        ("effective_rank", lambda x: x < 2, "embeddings vary in a single direction"),
+        ("effective_rank", lambda x: x < 1.2, "embeddings vary in a single direction"),
         ("mean_norm", lambda x: x > 0.95, "all embeddings lie in one cone (healthy: near 0)"),
         ("prototype", lambda x: x < 0.05, "nearly all samples share a few prototypes"),
         ("loss_over_ln_k", lambda x: x > 0.99, "the loss stays at that of random guesses, ln K"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avssl.build import Config, build_spectrogram
+from avssl.checkpoint import read_tensors
 from avssl.errors import CheckpointError
 from avssl.features import load_encoders
 from avssl.models import DualEncoder, VisualEncoder, recognise
@@ -202,7 +201,7 @@ def read_checkpoint(path: str | Path, variant: Variant = "released") -> dict[str
         For another variant.
     """
     place = find_weights(path)
-    content = _read_file(place)
+    content = read_tensors(place)
     if {"avssl_version", "objective"} <= content.keys():
         return content
     if recognise(content) is not None:
@@ -224,29 +223,6 @@ def read_checkpoint(path: str | Path, variant: Variant = "released") -> dict[str
         return from_release(content, variant)
     except CheckpointError as error:
         raise CheckpointError(f"{place}: {error}") from error
-
-
-def _read_file(path: Path) -> dict[Any, Any]:
-    """Content of a file of tensors, stored as today or as before PyTorch 1.6; no pickle is executed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch wonders at damaged bytes; the error says what matters
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own text tells how to run the pickle nevertheless
-        raise CheckpointError(
-            f"{path}: damaged or not a checkpoint (it holds more than tensors, numbers and texts; nothing in "
-            "it was run); use another copy"
-        ) from error
-    except Exception as error:  # what a damaged file makes torch raise is anything
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path}: damaged or not a checkpoint ({first_line}); use another copy"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}; must be the dictionary of a checkpoint; give another"
-        )
-    return content
 
 
 def _count(network: nn.Module) -> int:
