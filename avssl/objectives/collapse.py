@@ -5,9 +5,8 @@
 | ``spread*`` | 0 | about 1: unit embeddings vary by 1 / sqrt(D) in every feature |
 | ``effective_rank*`` | 1 | many: directions that the embeddings of a batch vary in |
 | ``mean_norm*`` | 1 | near 0: length of the mean unit embedding |
-| ``prototype_perplexity*`` | near 1 / K | near 1: exp(entropy) of how samples share the prototypes, over K |
 | ``prototypes_used*`` | near 0 | share of the prototypes that are the likeliest of some sample |
-| ``loss_over_ln_k*`` | 1 | falls below 1: SwAV predicts better than at random |
+| ``loss_over_ln_k*`` | 1 or more | falls below 1: SwAV predicts better than at random |
 """
 
 from __future__ import annotations
@@ -70,8 +69,12 @@ def collapse_signs(numbers: Mapping[str, float], done: float) -> list[str]:
         ("spread", lambda x: x < 0.1, "embeddings hardly differ between samples (healthy: about 1)"),
         ("effective_rank", lambda x: x < 1.2, "embeddings vary in a single direction"),
         ("mean_norm", lambda x: x > 0.95, "all embeddings lie in one cone (healthy: near 0)"),
-        ("prototype", lambda x: x < 0.05, "nearly all samples share a few prototypes"),
-        ("loss_over_ln_k", lambda x: x > 0.99, "the loss stays at that of random guesses, ln K"),
+        ("prototypes_used", lambda x: x < 0.05, "nearly all samples share a few prototypes"),
+        (
+            "loss_over_ln_k",
+            lambda x: x > 0.99,
+            "the loss stays at that of random guesses, ln K (a smaller epsilon helps)",
+        ),
     )
     return [
         f"{name} is {value:.3g}: {meaning}; the training may have collapsed: lower optim.lr, soften the "
