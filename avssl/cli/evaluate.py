@@ -22,6 +22,7 @@ from avssl.evaluate.suite import agreement_row, evaluate_encoders, results_table
 from avssl.features import Features, load_encoders
 from avssl.files import write_json
 from avssl.models import DualEncoder, VisualEncoder
+from avssl.objectives import memory_state
 from avssl.report import write_report
 from avssl.retrieve import write_gallery
 from avssl.weights import read_checkpoint
@@ -160,8 +161,9 @@ def judge(
             progress=lambda done, total: bar.update(done, total=total),
             say=lambda reason: click.echo(f"avssl: warning: {name}: {reason}", err=True),
         )
-    if state is not None and "bank.video" in state["objective"] and None not in train.labels:
-        metrics |= agreement_row(state["objective"], train.labels, AGREEMENTS)
+    memories = {} if state is None else memory_state(state["objective"])
+    if memories and None not in train.labels:
+        metrics |= agreement_row(memories, train.labels, AGREEMENTS)
     return Judged(name, metrics, features)
 
 

@@ -8,6 +8,7 @@ epoch.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -230,6 +231,9 @@ def worker_context() -> str:
 
 
 def _start_worker(worker_id: int) -> None:
-    # Ctrl-C goes to the whole process group; the trainer saves a checkpoint first and then ends its workers.
+    # Ctrl-C, and SIGTERM of `timeout` or a scheduler, go to the whole process group: workers leave it, for
+    # the trainer saves a checkpoint first and then ends them.
+    if hasattr(os, "setsid"):
+        os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from avssl.objectives.base import Objective, TrunkOutputs
 from avssl.objectives.byol import BYOL, byol_loss
 from avssl.objectives.cma import CMA
 from avssl.objectives.collapse import collapse_signs, embedding_health
-from avssl.objectives.joint import Joint
+from avssl.objectives.joint import Joint, find_cma, memory_state
 from avssl.objectives.nce import Partition, nce_loss, softmax_loss
 from avssl.objectives.simsiam import SimSiam, simsiam_loss
 from avssl.objectives.sinkhorn import sinkhorn
@@ -27,6 +27,8 @@ __all__ = [
     "byol_loss",
     "collapse_signs",
     "embedding_health",
+    "find_cma",
+    "memory_state",
     "nce_loss",
     "simsiam_loss",
     "sinkhorn",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avssl.objectives.base import Objective, TrunkOutputs
+from avssl.objectives.cma import CMA
 from avssl.types import Views
 
 
@@ -142,13 +143,29 @@ class Joint(Objective):
         return carried
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all parts; a parameter that several have belongs to the first that names it."""
+        """The groups of all parts; a parameter that several have is in the group of one of them."""
         taken: set[nn.Parameter] = set()
         groups = []
-        for part in self.objectives.values():
+        # An audio-visual part first: the exceptions of an image method must not reach the encoders it shares.
+        for part in sorted(self.objectives.values(), key=lambda part: not part.needs_audio):
             for group in part.param_groups():
                 own = [p for p in group["params"] if p not in taken]
                 taken.update(own)
                 if own:
                     groups.append(group | {"params": own})
         return groups
+
+
+def find_cma(objective: Objective) -> CMA | None:
+    """Return the CMA that an objective is, or has as a part; None without one."""
+    parts = objective.objectives.values() if isinstance(objective, Joint) else [objective]
+    return next((part for part in parts if isinstance(part, CMA)), None)
+
+
+def memory_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of the objective with memories: the one given, or its part that has a bank; empty without one."""
+    name = next((key for key in state if key.endswith("bank.video")), None)
+    if name is None:
+        return {}
+    prefix = name.removesuffix("bank.video")
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -14,7 +14,7 @@ from avssl.config import config_diff, config_from_dict
 from avssl.data import Failure, Manifest, SkipLedger, Skipped, scan
 from avssl.errors import CheckpointError, ConfigError
 from avssl.memory import instance_keys
-from avssl.objectives import CMA, Objective
+from avssl.objectives import Objective, find_cma
 from avssl.weights import read_checkpoint
 
 FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
@@ -100,7 +100,7 @@ def _start_from_stage(
         ) from error
     if carried and carried < len(manifest):
         say(f"{source}: memories of {carried:,} of the {len(manifest):,} samples were carried over")
-    if isinstance(objective, CMA) and not carried and not config.train.memory_warmup_epochs:
+    if find_cma(objective) is not None and not carried and not config.train.memory_warmup_epochs:
         why = "the release's memories belong to its authors' files" if official else "it holds none of them"
         raise CheckpointError(
             f"{source}: has no memories of these {len(manifest):,} samples ({why}), and CMA mines its "

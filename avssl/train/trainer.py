@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from avssl.data import ClipBatch, SkipLedger
 from avssl.errors import Interrupted, TrainingError
-from avssl.objectives import Objective, collapse_signs
+from avssl.objectives import Objective, collapse_signs, find_cma
 from avssl.optim import set_learning_rate
 from avssl.train.log import MetricsLog, RunningMeans
 from avssl.transforms import ViewMaker
@@ -177,8 +177,9 @@ class Trainer:
         )
         if numbers:
             self.log.write(step, epoch, numbers)
-        if numbers and self.after_mining is not None and hasattr(self.objective, "positive_set"):
-            self.after_mining(self.objective, epoch, step)
+        cma = find_cma(self.objective)
+        if numbers and cma is not None and self.after_mining is not None:
+            self.after_mining(cma, epoch, step)
 
     def _seed_step(self, salt: int = 0) -> torch.Generator:
         """Seed all random numbers of this step; returns a generator for the augmentation."""

@@ -16,6 +16,7 @@ from avssl.checkpoint import read_tensors
 from avssl.errors import CheckpointError
 from avssl.features import load_encoders
 from avssl.models import DualEncoder, VisualEncoder, recognise
+from avssl.objectives import memory_state
 from avssl.weights.published import find_weights
 from avssl.weights.release import Variant, from_release
 from avssl.weights.visual import from_visual_release
@@ -151,7 +152,7 @@ def load(path: str | Path, variant: Variant = "released", device: torch.device |
     """
     state = read_checkpoint(path, variant)
     encoders, config = load_encoders(state, path)
-    objective = state["objective"]
+    objective = memory_state(state["objective"])
     memories = (
         Memories(objective["bank.video"], objective["bank.audio"]) if "bank.video" in objective else None
     )

@@ -29,6 +29,7 @@ from avssl.models.official import (
     with_wrapper,
     without_wrapper,
 )
+from avssl.objectives import memory_state
 
 Variant = Literal["released", "small"]
 DECIBELS_MEAN, DECIBELS_STD = -28.5, 19.7
@@ -217,7 +218,7 @@ def _checked_positives(positives: Tensor, rows: int) -> Tensor:
 
 
 def _to_criterion(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    objective = state["objective"]
+    objective = memory_state(state["objective"])
     if "bank.video" not in objective:
         return {}
     log_z = objective["partition.log_z"].flatten()[0]  # of several, that of the term the release begins with

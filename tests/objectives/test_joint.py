@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from avssl.models import DualEncoder
-from avssl.objectives import AVID, BYOL, CMA, BarlowTwins, Joint, SimSiam, SwAV
+from avssl.objectives import AVID, BYOL, CMA, BarlowTwins, Joint, SimSiam, SwAV, find_cma, memory_state
 from avssl.types import Views
 
 N = 30
@@ -163,3 +163,24 @@ def test_impossible_weights_are_refused(settings, message):
 def test_parts_with_other_encoders_are_refused():
     with pytest.raises(ValueError, match=r"parts \['simsiam'\] have encoders of their own"):
         Joint(DualEncoder.tiny(), {"simsiam": MAKE["simsiam"](DualEncoder.tiny())})
+
+
+def test_the_part_that_mines_and_its_memories_are_found():
+    encoders = DualEncoder.tiny()
+    cma = CMA(encoders, N, num_negatives=8, num_positives=2)
+    both = Joint(encoders, {"simsiam": MAKE["simsiam"](encoders), "audio_visual": cma})
+    assert find_cma(both) is find_cma(cma) is cma
+    assert find_cma(joint("simsiam")) is None
+    found = memory_state(both.state_dict())
+    assert found.keys() == cma.state_dict().keys()
+    assert torch.equal(found["bank.video"], cma.bank.video)
+    assert memory_state(MAKE["simsiam"](encoders).state_dict()) == {}
+
+
+def test_exceptions_of_an_image_method_do_not_reach_the_shared_encoders():
+    encoders = DualEncoder.tiny()
+    parts = {"visual": MAKE["barlow_twins"](encoders), "avid": AVID(encoders, N, num_negatives=8)}
+    shared = set(encoders.parameters())
+    for group in Joint(encoders, parts).param_groups():
+        if "adapt" in group:
+            assert not shared & set(group["params"])

@@ -11,9 +11,10 @@ from PIL import Image
 
 from avssl.checkpoint import load_checkpoint
 from avssl.cli.main import main
-from avssl.errors import ConfigError, Interrupted
+from avssl.errors import CheckpointError, ConfigError, Interrupted
 from avssl.train import pretrain
 from avssl.train.trainer import Trainer
+from avssl.weights import load
 
 VISUAL = {
     "SimSiam": {"hidden_dim": 16, "dim": 16, "predictor_dim": 8},
@@ -136,6 +137,31 @@ def test_a_visual_stage_gives_its_trunk_to_avid(recipe, visual, progress):
     name = "encoders.video.conv2x.spt_conv1.weight"
     one, other = (load_checkpoint(f)["objective"][name] for f in (first, second))
     torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_cma_in_a_joint_run_is_diagnosed_and_refused_without_memories(recipe, progress):
+    avid = pretrain(recipe(run={"name": "avid"}, train={"epochs": 1}), progress)
+    parts = {
+        "cma": {"name": "CMA", "num_negatives": 4, "num_positives": 3},
+        "simsiam": {"name": "SimSiam"} | VISUAL["SimSiam"],
+    }
+
+    def joint(**run):
+        config = recipe(views={"video": {"size": 32}, "crops": CROPS}, train={"epochs": 1}, run=run)
+        config.objective = {"name": "Joint", "parts": parts}
+        return config
+
+    folder = pretrain(joint(name="joint", start_from=str(avid)), progress)
+    (line,) = map(json.loads, (folder / "mining.jsonl").read_text().splitlines())
+    assert line["mining"]["method"] == "exact"
+    assert load(folder).memories.video.shape == (12, 8)
+    simsiam = recipe(
+        views={"video": {"size": 32}, "crops": CROPS}, train={"epochs": 1}, run={"name": "simsiam"}
+    )
+    simsiam.objective = parts["simsiam"]
+    visual = pretrain(simsiam, progress)
+    with pytest.raises(CheckpointError, match="no memories of these 12 samples"):
+        pretrain(joint(name="other", start_from=str(visual)), progress)
 
 
 @pytest.mark.parametrize(
