@@ -102,10 +102,8 @@ class Screen:
     def bits(self, bound: Tensor) -> Tensor:
         """Integers that the bits of every score >= bound reach."""
         rounded = bound.to(self.dtype)
-        bits = rounded.view(self.integer).clone()
-        bits[rounded > bound] -= 1
-        bits[bound <= 0] = torch.iinfo(self.integer).min
-        return bits
+        bits = rounded.view(self.integer) - (rounded > bound).to(self.integer)
+        return bits.masked_fill_(bound <= 0, torch.iinfo(self.integer).min)
 
     def floats(self, bits: Tensor) -> Tensor:
         """Scores whose bits these are, float32."""

@@ -67,8 +67,8 @@ class Rows:
 
     def take(self, ids: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Video and audio of some rows as float32."""
-        video = self.video[ids].float() if self.agreement != "audio" else self.video[:0]
-        audio = self.audio[ids].float() if self.agreement != "video" else self.audio[:0]
+        video = _select(self.video, ids) if self.agreement != "audio" else self.video[:0]
+        audio = _select(self.audio, ids) if self.agreement != "video" else self.audio[:0]
         return video, audio
 
     def scores(self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
@@ -81,6 +81,13 @@ class Rows:
         if self.groups is not None:
             fine &= self.groups[left.clamp_min(0)] != self.groups[right.clamp_min(0)]
         return fine
+
+
+def _select(vectors: Tensor, ids: Tensor | slice) -> Tensor:
+    """Rows as float32; `index_select` is several times faster than indexing with the tensor."""
+    if isinstance(ids, slice):
+        return vectors[ids].float()
+    return vectors.index_select(0, ids.flatten()).float().view(*ids.shape, -1)
 
 
 def joined(rows: Rows, ids: Tensor) -> Tensor:

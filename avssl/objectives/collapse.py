@@ -45,8 +45,8 @@ def embedding_health(z: Tensor, suffix: str = "") -> dict[str, Tensor]:
     """
     with torch.autocast(z.device.type, enabled=False):
         unit = F.normalize(z.detach().float(), dim=1)
-        spread = unit.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5
         centred = unit - unit.mean(dim=0)
+        spread = centred.square().mean(dim=0).sqrt().mean() * z.shape[1] ** 0.5
         gram = centred @ centred.T
         trace, squares = gram.diagonal().sum(), gram.square().sum()
         rank = torch.where(squares > 1e-20, trace.square() / squares.clamp_min(1e-20), 1.0)

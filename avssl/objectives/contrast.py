@@ -64,8 +64,8 @@ def contrast_pool(
     """As `contrast_rows` with the same negatives (K,) for the whole batch: one matrix product."""
     with torch.autocast(z.device.type, enabled=False):
         z = z.float() / temperature
-        pos = torch.bmm(vectors[positives].float(), z.unsqueeze(2)).squeeze(2)
-        neg = z @ vectors[pool].float().T
+        pos = torch.bmm(_gather(vectors, positives), z.unsqueeze(2)).squeeze(2)
+        neg = z @ _gather(vectors, pool).T
         return loss(pos, neg)
 
 
@@ -148,4 +148,9 @@ def _float_rows(vectors: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]
     size = max(1, CHUNK_BYTES // (4 * rows.shape[1] * vectors.shape[1]))
     for start in range(0, len(rows), size):
         chunk = slice(start, start + size)
-        yield chunk, vectors[rows[chunk]].float()
+        yield chunk, _gather(vectors, rows[chunk])
+
+
+def _gather(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a memory as float32; `index_select` is several times faster than indexing with the tensor."""
+    return vectors.index_select(0, rows.flatten()).float().view(*rows.shape, -1)
