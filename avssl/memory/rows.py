@@ -87,7 +87,7 @@ def _select(vectors: Tensor, ids: Tensor | slice) -> Tensor:
     """Rows as float32; `index_select` is several times faster than indexing with the tensor."""
     if isinstance(ids, slice):
         return vectors[ids].float()
-    return vectors.index_select(0, ids.flatten()).float().view(*ids.shape, -1)
+    return vectors.index_select(0, ids.flatten()).float().view(*ids.shape, vectors.shape[1])
 
 
 def joined(rows: Rows, ids: Tensor) -> Tensor:

@@ -153,4 +153,4 @@ def _float_rows(vectors: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]
 
 def _gather(vectors: Tensor, rows: Tensor) -> Tensor:
     """Rows of a memory as float32; `index_select` is several times faster than indexing with the tensor."""
-    return vectors.index_select(0, rows.flatten()).float().view(*rows.shape, -1)
+    return vectors.index_select(0, rows.flatten()).float().view(*rows.shape, vectors.shape[1])
