@@ -166,8 +166,8 @@ def resolve_statistics(
     """Put the numbers `views.statistics` stands for into `views.spectrogram`.
 
     A run that goes on (its folder holds a checkpoint) takes the numbers of its own ``statistics.json``. A new
-    run computes them from at most 2,000 clips ("auto") or reads the file that is named; either way they are
-    kept in its folder.
+    run computes them from at most 2,000 clips ("auto"), takes those of the stage it starts from, whose
+    encoders know no others, or reads the file that is named; either way they are kept in its folder.
 
     Parameters
     ----------
@@ -206,6 +206,10 @@ def resolve_statistics(
     if resumes:
         statistics = Statistics.load(saved)
         statistics.check_front_end(config, saved, "choose another name with run.name=, or give --restart")
+    elif wanted == "auto" and (earlier := _of_earlier_stage(config)) is not None:
+        statistics = Statistics.load(earlier)
+        remedy = "use the same front end in both stages, or statistics of its own: views.statistics=FILE"
+        statistics.check_front_end(config, earlier, remedy)
     elif wanted == "auto":
         with start_progress("statistics", min(len(manifest), AUTO_CLIPS), 0) as progress:
             statistics = compute_statistics(config, manifest, AUTO_CLIPS, progress)
@@ -218,6 +222,15 @@ def resolve_statistics(
     spectrogram = copy(config.views.spectrogram)
     spectrogram.update(mean=statistics.mean, std=statistics.std)
     return replace(config, views=replace(config.views, spectrogram=spectrogram, statistics=None))
+
+
+def _of_earlier_stage(config: Config) -> Path | None:
+    """Numbers the encoders of an earlier stage were trained with; they go on seeing sound through these."""
+    if config.run.start_from is None:
+        return None
+    place = Path(config.run.start_from)
+    saved = (place if place.is_dir() else place.parent) / FILE_NAME
+    return saved if saved.is_file() else None
 
 
 def _first_clips(config: Config, num_rows: int, max_clips: int | None) -> list[ClipKey]:

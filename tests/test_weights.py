@@ -340,10 +340,11 @@ def test_a_run_of_ours_is_exported_and_the_losses_are_named(tmp_path):
     for key in ("bank.video", "bank.audio"):
         state["objective"][key] = state["objective"][key].half()  # as a bank of short floats has them
     notes = export_official(state, tmp_path / "out.pth.tar")
-    assert len(notes) == 3
+    assert len(notes) == 4
     assert notes[0].startswith("the optimiser's state")
-    assert "60 of the memories' rows were never seen" in notes[1]
-    assert notes[2].startswith("the positive sets")
+    assert "a mark on the 60 memories of files that were never read" in notes[1]
+    assert notes[2].startswith("positive sets")
+    assert notes[3].startswith("the recipe")
     back = torch.load(tmp_path / "out.pth.tar", weights_only=True)
     assert list(back) == ["epoch", "model", "optimizer", "train_criterion"]
     assert back["epoch"] == 3

@@ -11,6 +11,7 @@ from avssl.build import Config
 from avssl.cli.progress import progress_bar
 from avssl.config import load_config
 from avssl.data import Manifest, SkipLedger
+from avssl.errors import ConfigError
 from avssl.statistics import Statistics, compute_statistics
 from avssl.train.start import find_manifest
 
@@ -45,6 +46,10 @@ def statistics(recipe: Path, overrides: tuple[str, ...], output: Path, max_clips
     result to training with views.statistics=FILE. A recipe with views.statistics=auto does the same by
     itself, on at most 2,000 clips.
     """
+    if output.is_dir():
+        raise ConfigError(
+            f"{output} is a folder; give the name of a file to -o, such as {output}/statistics.json"
+        )
     config = load_config(recipe, overrides, schema=Config)
     manifest, unopened = _training_rows(config)
     with progress_bar("statistics", min(len(manifest), max_clips or len(manifest)), unit="clips") as progress:

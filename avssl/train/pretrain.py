@@ -30,7 +30,14 @@ from avssl.statistics import resolve_statistics
 from avssl.train.log import MetricsLog
 from avssl.train.mining_log import MiningObserver
 from avssl.train.record import seconds_so_far, write_record
-from avssl.train.start import check_same_run, find_manifest, move_aside, start_objective
+from avssl.train.start import (
+    check_recipe,
+    check_same_run,
+    find_manifest,
+    move_aside,
+    resume_notice,
+    start_objective,
+)
 from avssl.train.trainer import LoopSettings, Position, Trainer
 
 
@@ -74,6 +81,7 @@ def pretrain(
             f"train.batch_size is {size} and train.accumulate {parts}; a batch must divide into parts of at "
             "least 2 clips; change one of them"
         )
+    check_recipe(config)
     folder = Path(config.run.folder) / config.run.name
     if restart and folder.exists():
         move_aside(folder)
@@ -88,8 +96,9 @@ def pretrain(
     if checkpoint is not None:
         check_same_run(checkpoint, config, manifest, folder)
     write_text(folder / "config.yaml", dump_config(config))
-    if notice := epoch_notice(config, len(manifest)):
-        say(notice)
+    for notice in (resume_notice(checkpoint, config, folder), epoch_notice(config, len(manifest))):
+        if notice:
+            say(notice)
     return _train(config, folder, manifest, whole, ledger, checkpoint, start_progress, command, say)
 
 

@@ -15,11 +15,30 @@ from avssl.data import Failure, Manifest, SkipLedger, Skipped, scan
 from avssl.errors import CheckpointError, ConfigError
 from avssl.memory import instance_keys
 from avssl.objectives import Objective, find_cma
-from avssl.weights import read_checkpoint
+from avssl.weights import find_weights, read_checkpoint
 
 FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
                   "train.log_every", "train.checkpoint_minutes", "data.root", "data.manifest")  # fmt: skip
 """Keys that may differ when a run is resumed; what the data are is checked by the manifest's hash."""
+
+
+def check_recipe(config: Config) -> None:
+    """Raise for what is wrong with a recipe whatever the data are, before anything long begins."""
+    if config.run.start_from is not None:
+        find_weights(config.run.start_from)
+    with torch.device("meta"):  # shapes without numbers: networks of any size are built in no time
+        build_objective(config, num_instances=10**6)
+
+
+def resume_notice(checkpoint: dict[str, Any] | None, config: Config, folder: Path) -> str | None:
+    """What a user may not expect of a run that goes on; None for a new one."""
+    if checkpoint is None:
+        return None
+    if checkpoint["position"]["epoch"] >= config.train.epochs + config.train.memory_warmup_epochs:
+        return f"{folder}: finished already; choose another name with run.name=, or give --restart"
+    if checkpoint["config"]["data"]["root"] != config.data.root:
+        return f"{folder}: goes on with the samples it began with, now looked for in {config.data.root}"
+    return None
 
 
 def find_manifest(
@@ -95,7 +114,7 @@ def _start_from_stage(
         carried = objective.start_from(state)
     except (RuntimeError, KeyError, IndexError) as error:
         raise CheckpointError(
-            f"{source}: does not fit this recipe: {str(error).splitlines()[0]}; "
+            f"{source}: does not fit this recipe: {' '.join(str(error).split())[:300]}; "
             "use the same model section in both stages"
         ) from error
     if carried and carried < len(manifest):

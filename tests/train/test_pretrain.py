@@ -305,6 +305,41 @@ def test_statistics_of_the_own_data_are_computed_and_kept_with_the_run(recipe, p
     assert losses(cut) == losses(whole)
 
 
+def test_a_stage_takes_the_statistics_of_the_one_it_starts_from(recipe, progress, tmp_path, videos):
+    views = {"statistics": "auto"}
+    avid = pretrain(recipe(run={"name": "avid"}, views=views), progress)
+    grown = tmp_path / "grown"
+    shutil.copytree(videos, grown)
+    write_media(grown / "train" / "high" / "0a.mp4", seconds=1.2, size=(48, 40), tone_hz=3000)
+    run = {"name": "second", "start_from": str(avid)}
+    second = pretrain(recipe(run=run, views=views, data={"root": str(grown)}, train={"epochs": 1}), progress)
+    assert (second / "statistics.json").read_text() == (avid / "statistics.json").read_text()
+    other = {"statistics": "auto", "spectrogram": {"n_fft": 128, "hop_seconds": 0.02}}
+    with pytest.raises(ConfigError, match=r"computed with n_fft 256, but the recipe has 128.*both stages"):
+        pretrain(recipe(run=run | {"name": "third"}, views=other), progress)
+
+
+def test_what_a_user_may_not_expect_of_an_old_run_is_said(recipe, progress, videos, tmp_path):
+    said = []
+    folder = pretrain(recipe(train={"epochs": 1}), progress, say=said.append)
+    assert said == []
+    pretrain(recipe(train={"epochs": 1}), progress, say=said.append)
+    assert said == [f"{folder}: finished already; choose another name with run.name=, or give --restart"]
+
+
+def test_mistakes_in_the_objective_are_found_before_the_files_are_read(recipe, tmp_path):
+    def never(description, total, completed):
+        raise AssertionError("the scan began")
+
+    for change in (
+        {"objective": {"name": "AVID", "partition": "fresh"}},
+        {"objective": CMA_SETTINGS | {"mining": "guess"}},
+        {"run": {"start_from": str(tmp_path / "nowhere")}},
+    ):
+        with pytest.raises((ConfigError, CheckpointError)):
+            pretrain(recipe(**change), never)
+
+
 def test_an_epoch_of_several_passes_is_explained(recipe, progress):
     said = []
     pretrain(recipe(data={"clips_per_sample": 2}, train={"epochs": 1}), progress, say=said.append)
