@@ -6,6 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+# The scripts have written their results by then; gloo threads now and then abort an interpreter that ends by
+# itself ("terminate called without an active exception").
+END = """
+import os
+
+os._exit(0)
+"""
+
 
 def run_two(script_text: str, folder: Path, beside: str) -> Path:
     """Run ``script RANK FOLDER DIRECTORY`` as ranks 0 and 1, one thread each; both must succeed.
@@ -20,7 +28,7 @@ def run_two(script_text: str, folder: Path, beside: str) -> Path:
         ``__file__`` of the test, in whose directory the script finds the test's own functions.
     """
     script = folder / "worker.py"
-    script.write_text(script_text)
+    script.write_text(script_text + END)
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent)}
     workers = [
         subprocess.Popen(

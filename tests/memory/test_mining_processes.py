@@ -4,7 +4,6 @@ import torch
 from processes import run_two
 
 WORKER = """
-import gc
 import sys
 import torch
 import torch.distributed as dist
@@ -15,7 +14,6 @@ from test_mining_processes import METHODS, mine
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 torch.save({method: mine(method) for method in METHODS}, f"{folder}/{rank}.pt")
-gc.collect()  # or cycles that hold the group abort the exit now and then
 dist.destroy_process_group()
 """
 METHODS = ("exact", "clusters", "flat", "ivf")

@@ -21,7 +21,6 @@ METHODS = {
 }
 
 WORKER = """
-import gc
 import sys
 import torch
 import torch.distributed as dist
@@ -43,7 +42,6 @@ for name, share in [*((name, 6) for name in METHODS), ("barlow_twins", 4)]:
     dist.all_reduce(loss)
     result = {"loss": loss / 2, "gradients": gradients(objective), "buffers": dict(objective.named_buffers())}
     torch.save(result, f"{folder}/{name}-{share}-{rank}.pt")
-gc.collect()  # or cycles that hold the group abort the exit now and then
 dist.destroy_process_group()
 """
 

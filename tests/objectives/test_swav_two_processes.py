@@ -11,7 +11,6 @@ from avssl.types import Views
 
 WORKER = """
 import sys
-import gc
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +33,6 @@ for name in SETTINGS:
     torch.save(result, f"{folder}/{name}-{rank}.pt")
 part = slice(0, 3) if rank == 0 else slice(3, 12)  # parts of two sizes
 torch.save(sinkhorn(make_scores()[part], 0.003, 10), f"{folder}/codes-{rank}.pt")
-gc.collect()  # without, torch at times aborts a process at its exit, after all work is done
 dist.destroy_process_group()
 """
 

@@ -8,7 +8,6 @@ from torch import nn
 from avssl.objectives.sync_norm import BatchNorm1d, all_sum, batch_statistics
 
 WORKER = """
-import gc
 import sys
 import torch
 import torch.distributed as dist
@@ -28,7 +27,6 @@ with torch.autocast("cpu", torch.bfloat16):
 norm.eval()
 kept = norm(make_samples()[part].float())
 torch.save({"half": half.detach(), "eval": kept.detach()}, f"{folder}/{rank}.pt")
-gc.collect()  # or cycles that hold the group abort the exit now and then
 dist.destroy_process_group()
 """
 

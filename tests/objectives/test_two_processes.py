@@ -7,7 +7,6 @@ from processes import run_two
 from avssl.objectives import AVID, CMA
 
 WORKER = """
-import gc
 import sys
 import torch
 import torch.distributed as dist
@@ -27,7 +26,6 @@ for kind in ("avid", "cma"):
         dist.all_reduce(result[name])
         result[name] /= 2
     torch.save(result, f"{folder}/{kind}-{rank}.pt")
-gc.collect()  # or cycles that hold the group abort the exit now and then
 dist.destroy_process_group()
 """
 

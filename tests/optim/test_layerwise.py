@@ -1,11 +1,10 @@
 """LARS and LARC against recorded steps of the Barlow Twins release and against one-tensor references."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_two
 from torch import nn
 
 from avssl.optim import LARC, LARS, make_optimizer, set_learning_rate
@@ -232,22 +231,7 @@ def test_arguments_out_of_range_are_refused(kind, argument, value):
 
 
 def test_sharded_and_whole_parameters_step_as_one_process_does(tmp_path):
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARDED, str(rank), str(tmp_path), str(Path(__file__).parent)],
-            env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for worker in workers:
-            _, errors = worker.communicate(timeout=120)
-            assert worker.returncode == 0, errors
-    finally:
-        for worker in workers:
-            worker.kill()
+    run_two(SHARDED, tmp_path, __file__)
     for kind in (LARS, LARC):
         network = small_network()
         train(network, kind)
