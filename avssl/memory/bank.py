@@ -102,6 +102,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("seen", torch.zeros(num_instances, dtype=torch.bool))
         self.register_buffer("keys", torch.zeros(num_instances, dtype=torch.int64))
         self._pool: Pool | None = None
+        self._everything: Pool | None = None
 
     def __len__(self) -> int:
         return int(self.seen.shape[0])
@@ -148,8 +149,10 @@ class MemoryBank(nn.Module):
         return self._pool
 
     def everything(self) -> Pool:
-        """All rows, seen or not."""
-        return Pool.of(torch.ones_like(self.seen))
+        """All rows, seen or not; built once, for every step may ask for it."""
+        if self._everything is None or self._everything.rows.device != self.seen.device:
+            self._everything = Pool.of(torch.ones_like(self.seen))
+        return self._everything
 
     # ---- from one data set to another
 

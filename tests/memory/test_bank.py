@@ -48,6 +48,12 @@ def test_pool_follows_updates_and_loading():
     assert fresh.pool().rows.tolist() == [1, 4]
 
 
+def test_the_pool_of_everything_is_built_once():
+    bank = MemoryBank(6, 4)
+    assert bank.everything().rows.tolist() == [0, 1, 2, 3, 4, 5]
+    assert bank.everything() is bank.everything()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [((1, 4), "num_instances is 1"), ((5, 4, 1.0), "momentum must be in"), ((5, 4, -0.1), "got -0.1")],
