@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from avssl.memory import mine_positives
-from avssl.memory.clusters import all_pairs, similar_order
-from avssl.memory.exact import cut_tiles, default_side, screen_dtype, search_tiles
+from avssl.memory.clusters import similar_order
+from avssl.memory.exact import all_pairs, cut_tiles, default_side, screen_dtype, search_pairs
 from avssl.memory.rows import Rows
 
 DIM, K = 128, 32
@@ -70,7 +70,7 @@ def exact_on_sample(video: torch.Tensor, audio: torch.Tensor, rows_of_tiles: int
     seconds = []
     for part in ([], some):
         start = time.perf_counter()
-        search_tiles(rows, K, tiles, part, lambda done: None)
+        search_pairs(rows, K, tiles, part, lambda done: None)
         seconds.append(time.perf_counter() - start)
     return ordered + seconds[0] + (seconds[1] - seconds[0]) * len(pairs) / len(some)
 

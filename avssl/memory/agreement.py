@@ -14,11 +14,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from avssl import dist
-from avssl.memory.candidates import DEEPEST, CandidateSearch, faiss_threads, search_flat
-from avssl.memory.clusters import all_pairs, ranked_pairs, similar_order
-from avssl.memory.exact import cut_tiles, default_side, search_tiles
-from avssl.memory.rows import Agreement, Progress, Rows, agreement_scores, exact_rows
+from avssl.memory.candidates import faiss_threads
+from avssl.memory.methods import Found, run
+from avssl.memory.rows import Agreement, Progress, Rows, agreement_scores
 
 __all__ = ["Agreement", "Method", "Mining", "agreement_scores", "mine_positives"]
 
@@ -26,9 +24,6 @@ Method = Literal["auto", "exact", "clusters", "flat", "ivf", "hnsw", "ivfpq"]
 
 EXACT_ROWS = {"cpu": 200_000, "cuda": 2_000_000}
 """Up to so many rows "auto" is exact: about half a minute on two CPU cores."""
-
-SAMPLE = 512
-"""Rows on which an approximate method is tuned, and as many others on which its recall is measured."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +75,6 @@ class Mining:
         return {f"mining_{name}": float(getattr(self, name)) for name in names}
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a method returns: row numbers (n, k), -1 where fewer, and its part of the provenance."""
-
-    ids: Tensor
-    method: str
-    certified_share: float = 0.0
-    recall: float = 1.0
-    recall_rows: int = 0
-    compared_share: float = 1.0
-    depth: int = 0
-
-
 @torch.no_grad()
 def mine_positives(
     video: Tensor,
@@ -125,8 +107,8 @@ def mine_positives(
     groups : Tensor, (N,), int64, optional
         Rows with the same number are copies of one clip and never each other's positives.
     method : {"auto", "exact", "clusters", "flat", "ivf", "hnsw", "ivfpq"}
-        "exact" compares all rows, each pair once (`avssl.memory.exact`). "clusters" compares only groups of
-        rows likely to hold positives, and is "exact" if more than half of all pairs would be needed.
+        "exact" compares all rows, each pair once (`avssl.memory.exact`). "clusters" compares a row only with
+        the tiles likely to hold its positives, and is "exact" if it would need more than half of them.
         The rest let a FAISS index propose candidates: "flat" exhaustively, with a proof for each row
         (`avssl.memory.candidates`). "auto" is "exact" up to `EXACT_ROWS` rows and "clusters" above.
     recall_target : float, above 0, at most 1
@@ -224,127 +206,3 @@ def monotone(progress: Progress | None, total: int) -> Callable[[float], None]:
             progress(reported, total)
 
     return report
-
-
-def run(rows: Rows, k: int, method: str, target: float, report: Callable[[float], None]) -> Found:
-    """Mine by one method, its share on each rank."""
-    if method == "exact":
-        found = mine_tiles(rows, k, None, report)
-    elif method == "clusters":
-        found = mine_tiles(rows, k, target, report)
-    elif method == "flat":
-        mine = own_part(len(rows), rows.video.device)
-        ids, depth = search_flat(rows, mine, k, lambda done: report(done / max(1, len(mine))))
-        found = Found(gather_rows(ids, len(rows)), method, 1.0, depth=depth)
-    else:
-        found = mine_index(rows, k, method, target, report)
-    report(1.0)
-    return found
-
-
-def sample_rows(rows: Rows, k: int) -> tuple[Tensor, Tensor]:
-    """Evenly spread rows and their exact positives: even ones are tuned on, odd ones measured on."""
-    num = min(2 * SAMPLE, len(rows))
-    sample = torch.linspace(0, len(rows) - 1, num, device=rows.video.device).long()
-    return sample, exact_rows(rows, sample, k)[1]
-
-
-def recall_of(found: Tensor, exact: Tensor) -> float:
-    """Share of the exact positives (Q, k) that were found (Q, k)."""
-    hits = (exact[:, :, None] == found[:, None, :]).any(dim=2) & (exact >= 0)
-    return float(hits.sum() / (exact >= 0).sum().clamp_min(1))
-
-
-def mine_tiles(rows: Rows, k: int, target: float | None, report: Callable[[float], None]) -> Found:
-    """Compare tiles of similar rows: all pairs of tiles, or those that hold a `target` share of positives."""
-    side = default_side(rows.video.device)
-    tiles = cut_tiles(similar_order(rows, leaf=side if target is None else side // 4), side)
-    pairs, everything = all_pairs(len(tiles)), True
-    if target is not None:
-        sample, exact = sample_rows(rows, k)
-        likely = ranked_pairs(rows, tiles)
-        likely = likely[: needed_pairs(tiles, likely, sample[::2], exact[::2], target)]
-        if len(likely) <= len(pairs) / 2:
-            pairs, everything = sorted(likely), False
-    compared = len(pairs) / len(all_pairs(len(tiles)))
-    ranks = dist.world_size()
-    mine = pairs[dist.rank() :: ranks]
-    best, ids = search_tiles(
-        rows, k, tiles, mine, lambda done: report(done / len(mine)), all_scores=ranks > 1
-    )
-    ids = best_of_ranks(best, ids)
-    if everything:
-        return Found(ids, "exact", 1.0)
-    recall = recall_of(ids[sample[1::2]], exact[1::2])
-    return Found(ids, "clusters", 0.0, recall, len(sample[1::2]), compared)
-
-
-def needed_pairs(
-    tiles: Tensor, likely: list[tuple[int, int]], sample: Tensor, exact: Tensor, target: float
-) -> int:
-    """How many of the likely pairs of tiles hold a `target` share of the exact positives of a sample.
-
-    The search inside a pair is exact, so what it will find is known before it starts. All, if even they do
-    not reach the target; each tile with itself in any case.
-    """
-    num = len(tiles)
-    home = torch.empty(tiles.numel() + 1, dtype=torch.int64, device=tiles.device)
-    home[tiles.flatten()] = torch.arange(tiles.numel(), device=tiles.device) // tiles.shape[1]
-    own, other = home[sample][:, None].expand_as(exact)[exact >= 0], home[exact[exact >= 0]]
-    place = torch.full((num, num), len(likely), device=tiles.device)
-    at = torch.tensor(likely, device=tiles.device)
-    place[at[:, 0], at[:, 1]] = torch.arange(len(likely), device=tiles.device)
-    needed = place[torch.minimum(own, other), torch.maximum(own, other)].sort().values
-    last = int(needed[min(len(needed) - 1, int(target * len(needed)))]) if len(needed) else 0
-    return max(num, min(last + 1, len(likely)))
-
-
-def mine_index(
-    rows: Rows, k: int, kind: str, target: float, report: Callable[[float], None], block: int = 1024
-) -> Found:
-    """Let an approximate index propose candidates; search harder until the tuned-on rows reach `target`."""
-    search = CandidateSearch(rows, kind)
-    sample, exact = sample_rows(rows, k)
-    depth = min((16 if kind == "ivfpq" else 8) * k, DEEPEST, len(rows))
-    effort, harder = 8 if kind != "hnsw" else depth, True
-    while harder:
-        harder = search.set_effort(effort)
-        ids = torch.cat([search.search(part, k, depth)[0] for part in sample[::2].split(block)])
-        if recall_of(ids, exact[::2]) >= target:
-            break
-        effort *= 2
-    mine = own_part(len(rows), rows.video.device)
-    found = torch.empty(len(mine), k, dtype=torch.int64, device=mine.device)
-    for start in range(0, len(mine), block):
-        found[start : start + block] = search.search(mine[start : start + block], k, depth)[0]
-        report(min(start + block, len(mine)) / len(mine))
-    found = gather_rows(found, len(rows))
-    recall = recall_of(found[sample[1::2]], exact[1::2])
-    return Found(found, kind, 0.0, recall, len(sample[1::2]), depth / len(rows), depth)
-
-
-def own_part(num_rows: int, device: torch.device) -> Tensor:
-    """Rows this rank searches: a run of equal length on all ranks but the last ones."""
-    length = -(-num_rows // dist.world_size())
-    return torch.arange(
-        min(dist.rank() * length, num_rows), min((dist.rank() + 1) * length, num_rows), device=device
-    )
-
-
-def gather_rows(part: Tensor, num_rows: int) -> Tensor:
-    """Join the parts that ranks searched (`own_part`) to all rows, (N, k)."""
-    length = -(-num_rows // dist.world_size())
-    padded = torch.nn.functional.pad(part, (0, 0, 0, length - len(part)), value=-1)
-    return dist.all_gather(padded)[:num_rows]
-
-
-def best_of_ranks(best: Tensor, ids: Tensor, block: int = 16384) -> Tensor:
-    """Row numbers (N, k) of the k best of what all ranks found; `best` are their scores."""
-    ranks = dist.world_size()
-    if ranks == 1:
-        return ids
-    for part in torch.arange(len(ids), device=ids.device).split(block):
-        scores = dist.all_gather(best[part]).view(ranks, len(part), -1).transpose(0, 1).flatten(1)
-        others = dist.all_gather(ids[part]).view(ranks, len(part), -1).transpose(0, 1).flatten(1)
-        ids[part] = others.gather(1, scores.topk(ids.shape[1], dim=1).indices)
-    return ids

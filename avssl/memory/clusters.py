@@ -1,6 +1,8 @@
-"""Order rows so that alike ones share a tile, and choose the pairs of tiles worth comparing."""
+"""Order rows so that alike ones share a tile, and compare rows only with the tiles they are most like."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from avssl import dist
 from avssl.memory.candidates import faiss_threads
+from avssl.memory.exact import TileSearch
 from avssl.memory.rows import Rows, joined
 
 FANOUT = 32
@@ -65,29 +68,98 @@ def chained(centroids: np.ndarray) -> np.ndarray:
     return ordered
 
 
-def all_pairs(num_tiles: int) -> list[tuple[int, int]]:
-    """Every pair I <= J of tiles, ordered by I."""
-    return [(i, j) for i in range(num_tiles) for j in range(i, num_tiles)]
+PARTS = 4
+"""Runs of rows of a tile that are represented by a mean of their own."""
 
 
-def ranked_pairs(rows: Rows, tiles: Tensor, depth: int = 64) -> list[tuple[int, int]]:
-    """Pairs of tiles, those first whose rows most often have the other's mean among their nearest.
+class Router:
+    """Tells which tiles likely hold the positives of a row: those with a part whose mean is most like it.
 
-    Every fourth row votes for the `depth` tiles whose means are most like it; a nearer one counts more.
-    Pairs no row votes for are left out; each tile is paired with itself.
+    Parameters
+    ----------
+    rows : Rows
+    tiles : Tensor, (T, B), int64
+        From `avssl.memory.exact.cut_tiles`, of rows in `similar_order`.
     """
-    num = len(tiles)
-    depth = min(depth, num)
-    real = tiles >= 0
-    means = torch.stack([joined(rows, ids[good]).mean(dim=0) for ids, good in zip(tiles, real, strict=True)])
-    means = torch.nn.functional.normalize(means, dim=1)
-    votes = torch.zeros(num, num, device=tiles.device)
-    weight = 1 / torch.arange(1, depth + 1, device=tiles.device)
-    for tile, (ids, good) in enumerate(zip(tiles, real, strict=True)):
-        nearest = (joined(rows, ids[good][::4]) @ means.T).topk(depth, dim=1).indices
-        votes[tile].index_add_(0, nearest.flatten(), weight.repeat(len(nearest)))
-    votes = votes + votes.T
-    votes.fill_diagonal_(float("inf"))
-    i, j = votes.triu().nonzero(as_tuple=True)
-    best = votes[i, j].argsort(descending=True)
-    return list(zip(i[best].tolist(), j[best].tolist(), strict=True))
+
+    def __init__(self, rows: Rows, tiles: Tensor) -> None:
+        self.rows, self.num_tiles = rows, len(tiles)
+        sums = [
+            (joined(rows, part.clamp_min(0)) * (part >= 0)[:, None]).sum(dim=0)
+            for part in tiles.view(len(tiles) * PARTS, -1)
+        ]
+        self.means = torch.nn.functional.normalize(torch.stack(sums), dim=1)
+        self.home = torch.empty(len(rows), dtype=torch.int64, device=tiles.device)
+        real = tiles >= 0
+        self.home[tiles[real]] = real.nonzero()[:, 0]
+
+    def likeness(self, ids: Tensor) -> Tensor:
+        """How like each tile some rows are; their own one comes first in any case; (Q, T)."""
+        likeness = (joined(self.rows, ids) @ self.means.T).unflatten(1, (-1, PARTS)).amax(dim=2)
+        return likeness.scatter_(1, self.home[ids][:, None], torch.inf)
+
+    def probes(self, ids: Tensor, num_probes: int) -> Tensor:
+        """The most likely tiles of each row; (Q, P)."""
+        return self.likeness(ids).topk(num_probes, dim=1, sorted=False).indices
+
+    def needed_probes(self, sample: Tensor, exact: Tensor, target: float) -> int:
+        """How many tiles a row must probe to find a `target` share of its positives, known for a sample.
+
+        The search inside a tile is exact, so what it will find is known before it starts.
+
+        Parameters
+        ----------
+        sample : Tensor, (Q,), int64
+        exact : Tensor, (Q, k), int64
+            Their exact positives, -1 where fewer.
+        target : float in (0, 1]
+        """
+        likeness = self.likeness(sample)
+        own = likeness.gather(1, self.home[exact.clamp_min(0)])
+        rank = (likeness[:, None] > own[:, :, None]).sum(dim=2)[exact >= 0].sort().values
+        return int(rank[min(len(rank) - 1, int(target * len(rank)))]) + 1 if len(rank) else 1
+
+
+def search_probes(
+    rows: Rows,
+    k: int,
+    tiles: Tensor,
+    router: Router,
+    num_probes: int,
+    own: Sequence[int],
+    progress: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """The k best agreements of every row of some tiles among the tiles it is most likely to find them in.
+
+    Rows of one tile probe few different tiles, so that most products are of many rows.
+
+    Parameters
+    ----------
+    rows, k, tiles
+        As in `avssl.memory.exact.search_pairs`.
+    router : Router
+        Says which tiles are likely.
+    num_probes : int >= 1
+        Tiles a row is compared with, its own one among them.
+    own : sequence of int
+        Tiles whose rows are searched for.
+    progress : callable
+        Called with the number of tiles done.
+
+    Returns
+    -------
+    scores : Tensor, (N, k), float32
+    ids : Tensor, (N, k), int64
+        As in `avssl.memory.exact.search_pairs`; ``-inf`` and -1 for rows of other tiles.
+    """
+    search = TileSearch(rows, k, tiles, with_own=own)
+    for done, i in enumerate(own, 1):
+        probes = router.probes(tiles[i].clamp_min(0), num_probes)
+        tile, place = probes.flatten().sort(stable=True)
+        others, counts = tile.unique_consecutive(return_counts=True)
+        for j, places in zip(others.tolist(), (place // num_probes).split(counts.tolist()), strict=True):
+            if i != j:
+                search.compare(i, j, places)
+        search.close(i, all_scores=False)
+        progress(done)
+    return search.best, search.best_ids

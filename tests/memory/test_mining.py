@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from avssl.memory import candidates, clusters, exact, mine_positives
-from avssl.memory.agreement import recall_of
+from avssl.memory.methods import recall_of
 from avssl.memory.rows import Rows
 
 COMBINE = {"consensus": min, "union": max, "video": lambda v, a: v, "audio": lambda v, a: a}
@@ -57,14 +57,14 @@ def test_mining_equals_a_naive_float64_loop(agreement, method):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("k", [1, 7, 70])
 def test_many_tiles_equal_the_naive_loop_in_either_screen(dtype, k, monkeypatch):
-    monkeypatch.setattr("avssl.memory.agreement.default_side", lambda device: 64)
+    monkeypatch.setattr("avssl.memory.methods.default_side", lambda device: 64)
     monkeypatch.setattr(exact, "screen_dtype", lambda device: dtype)
     video, audio = clustered(300)
     assert mine_positives(video, audio, k).positives.tolist() == naive_positives(video, audio, k)
 
 
 def test_vectors_too_alike_for_the_screen_are_settled_in_float32(monkeypatch):
-    monkeypatch.setattr("avssl.memory.agreement.default_side", lambda device: 64)
+    monkeypatch.setattr("avssl.memory.methods.default_side", lambda device: 64)
     monkeypatch.setattr(exact, "screen_dtype", lambda device: torch.bfloat16)
     video = F.normalize(torch.ones(600, 8) + 0.03 * unit(600, 8), dim=1)
     audio = F.normalize(torch.ones(600, 8) + 0.03 * unit(600, 8, seed=1), dim=1)
@@ -153,7 +153,7 @@ def test_a_row_whose_best_agreement_has_a_low_sum_is_searched_deeper(monkeypatch
 @pytest.mark.parametrize("agreement", ["consensus", "union", "video"])
 @pytest.mark.parametrize("method", ["clusters", "ivf", "hnsw", "ivfpq"])
 def test_approximate_methods_find_the_positives_of_clustered_rows(method, agreement, monkeypatch):
-    monkeypatch.setattr("avssl.memory.agreement.default_side", lambda device: 64)
+    monkeypatch.setattr("avssl.memory.methods.default_side", lambda device: 64)
     video, audio = clustered(1200, classes=60, noise=0.3)
     found = mine_positives(video, audio, 8, agreement, method=method)
     reference = mine_positives(video, audio, 8, agreement, method="exact").positives
@@ -183,7 +183,7 @@ def test_rows_that_are_all_the_same_have_an_order():
 
 @pytest.mark.parametrize("method", ["exact", "clusters", "flat", "ivf"])
 def test_mining_tells_how_far_it_is(method, monkeypatch):
-    monkeypatch.setattr("avssl.memory.agreement.default_side", lambda device: 64)
+    monkeypatch.setattr("avssl.memory.methods.default_side", lambda device: 64)
     calls = []
     video, audio = clustered(300)
     mine_positives(video, audio, 2, method=method, progress=lambda *call: calls.append(call))

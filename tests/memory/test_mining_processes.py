@@ -3,6 +3,8 @@
 import torch
 from processes import run_two
 
+from avssl.memory import methods, mine_positives
+
 WORKER = """
 import sys
 import torch
@@ -20,9 +22,7 @@ METHODS = ("exact", "clusters", "flat", "ivf")
 
 
 def mine(method):
-    import avssl.memory.agreement as agreement
-
-    agreement.default_side = lambda device: 64
+    methods.default_side = lambda device: 64
     g = torch.Generator().manual_seed(0)
     centres = torch.randn(2, 40, 16, generator=g)
     label = torch.arange(601) % 40
@@ -30,15 +30,13 @@ def mine(method):
         centres[:, label] + 0.4 * torch.randn(2, 601, 16, generator=g), dim=2
     )
     seen = torch.arange(601) % 7 > 0  # an odd number of rows: the ranks' parts are uneven
-    found = agreement.mine_positives(video, audio, 6, seen=seen, method=method)
+    found = mine_positives(video, audio, 6, seen=seen, method=method)
     return {"positives": found.positives, "method": found.method, "recall": found.recall}
 
 
 def test_two_processes_equal_one(tmp_path, monkeypatch):
     run_two(WORKER, tmp_path, __file__)
-    import avssl.memory.agreement as agreement
-
-    monkeypatch.setattr(agreement, "default_side", agreement.default_side)  # `mine` replaces it: restore
+    monkeypatch.setattr(methods, "default_side", methods.default_side)  # `mine` replaces it: restore
     for method in METHODS:
         alone = mine(method)
         for rank in (0, 1):
