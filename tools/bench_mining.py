@@ -25,8 +25,9 @@ import torch.nn.functional as F
 
 from avssl.memory import mine_positives
 from avssl.memory.clusters import similar_order
-from avssl.memory.exact import all_pairs, cut_tiles, default_side, screen_dtype, search_pairs
+from avssl.memory.exact import all_pairs, cut_tiles, default_side, search_pairs
 from avssl.memory.rows import Rows
+from avssl.memory.screen import screen_dtype
 
 DIM, K = 128, 32
 

@@ -85,7 +85,7 @@ def mine_positives(
     seen: Tensor | None = None,
     groups: Tensor | None = None,
     method: Method = "auto",
-    recall_target: float = 0.97,
+    recall_target: float = 0.96,
     progress: Progress | None = None,
 ) -> Mining:
     """Find the positive set of every instance.
@@ -141,7 +141,7 @@ def mine_positives(
         groups = None if groups is None else groups[members]
     else:
         video_rows, audio_rows = video, audio
-    rows = Rows(video_rows, audio_rows, agreement, groups)
+    rows = Rows(video_rows.detach(), audio_rows.detach(), agreement, groups)
     positives = torch.full((len(video), num_positives), -1, dtype=torch.int32, device=device)
     k = min(num_positives, len(rows) - 1)
     if method == "auto":

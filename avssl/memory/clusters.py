@@ -12,12 +12,13 @@ from avssl import dist
 from avssl.memory.candidates import faiss_threads
 from avssl.memory.exact import TileSearch
 from avssl.memory.rows import Rows, joined
+from avssl.memory.threads import Threads
 
 FANOUT = 32
 """Clusters into which a cluster too large for its tile is split."""
 
 
-def similar_order(rows: Rows, leaf: int, block: int = 65536) -> Tensor:
+def similar_order(rows: Rows, leaf: int, refine: bool = False) -> Tensor:
     """Order of all rows in which neighbours are alike, by k-means of k-means.
 
     Parameters
@@ -25,8 +26,9 @@ def similar_order(rows: Rows, leaf: int, block: int = 65536) -> Tensor:
     rows : Rows
     leaf : int
         Clusters of at most so many rows are not split further.
-    block : int
-        Rows handled at once.
+    refine : bool
+        Whether every row is assigned once more, to that of all clusters whose mean is most like it: takes
+        longer, and puts rows right that a coarse cluster kept apart from their like.
 
     Returns
     -------
@@ -48,14 +50,27 @@ def similar_order(rows: Rows, leaf: int, block: int = 65536) -> Tensor:
         with faiss_threads(1):  # small, and starting threads takes longer
             kmeans.train(np.ascontiguousarray(sample))
         centroids = torch.from_numpy(chained(np.asarray(kmeans.centroids))).to(ids.device)
-        nearest = torch.cat([(joined(rows, part) @ centroids.T).argmax(dim=1) for part in ids.split(block)])
+        nearest = most_alike(rows, ids, centroids)
         counts = nearest.bincount(minlength=num).tolist()
         members = ids[nearest.argsort(stable=True)].split(counts)
         if max(len(part) for part in members) == len(ids):  # all alike: nothing to order by
             return [ids]
         return [leaf_ids for part in members for leaf_ids in split(part)]
 
-    return dist.broadcast_(torch.cat(split(everything)))
+    leaves = split(everything)
+    order = torch.cat(leaves)
+    if refine:
+        means = torch.nn.functional.normalize(
+            torch.stack([joined(rows, ids).sum(dim=0) for ids in leaves]), dim=1
+        )
+        order = most_alike(rows, everything, means).argsort(stable=True)
+    return dist.broadcast_(order)
+
+
+def most_alike(rows: Rows, ids: Tensor, centroids: Tensor) -> Tensor:
+    """Number of the centroid (C, D or 2 D) most like each row; (len(ids),)."""
+    block = max(1, 2**22 // len(centroids))
+    return torch.cat([(joined(rows, part) @ centroids.T).argmax(dim=1) for part in ids.split(block)])
 
 
 def chained(centroids: np.ndarray) -> np.ndarray:
@@ -67,6 +82,9 @@ def chained(centroids: np.ndarray) -> np.ndarray:
     ordered: np.ndarray = centroids[chain]
     return ordered
 
+
+MIN_ROWS = 8
+"""Rows of one tile that must probe another."""
 
 PARTS = 4
 """Runs of rows of a tile that are represented by a mean of their own."""
@@ -83,10 +101,10 @@ class Router:
     """
 
     def __init__(self, rows: Rows, tiles: Tensor) -> None:
-        self.rows, self.num_tiles = rows, len(tiles)
+        self.rows = rows
         sums = [
             (joined(rows, part.clamp_min(0)) * (part >= 0)[:, None]).sum(dim=0)
-            for part in tiles.view(len(tiles) * PARTS, -1)
+            for part in tiles.unflatten(1, (PARTS, -1)).transpose(0, 1).flatten(0, 1)
         ]
         self.means = torch.nn.functional.normalize(torch.stack(sums), dim=1)
         self.home = torch.empty(len(rows), dtype=torch.int64, device=tiles.device)
@@ -95,7 +113,7 @@ class Router:
 
     def likeness(self, ids: Tensor) -> Tensor:
         """How like each tile some rows are; their own one comes first in any case; (Q, T)."""
-        likeness = (joined(self.rows, ids) @ self.means.T).unflatten(1, (-1, PARTS)).amax(dim=2)
+        likeness = (joined(self.rows, ids) @ self.means.T).unflatten(1, (PARTS, -1)).amax(dim=1)
         return likeness.scatter_(1, self.home[ids][:, None], torch.inf)
 
     def probes(self, ids: Tensor, num_probes: int) -> Tensor:
@@ -131,7 +149,8 @@ def search_probes(
 ) -> tuple[Tensor, Tensor]:
     """The k best agreements of every row of some tiles among the tiles it is most likely to find them in.
 
-    Rows of one tile probe few different tiles, so that most products are of many rows.
+    Rows of one tile probe few different tiles, so that most products are of many rows. A tile that fewer than
+    `MIN_ROWS` of them probe is left out: it would take as long as many, and hardly holds a positive.
 
     Parameters
     ----------
@@ -153,13 +172,17 @@ def search_probes(
         As in `avssl.memory.exact.search_pairs`; ``-inf`` and -1 for rows of other tiles.
     """
     search = TileSearch(rows, k, tiles, with_own=own)
-    for done, i in enumerate(own, 1):
+
+    def settle(i: int) -> None:
         probes = router.probes(tiles[i].clamp_min(0), num_probes)
         tile, place = probes.flatten().sort(stable=True)
         others, counts = tile.unique_consecutive(return_counts=True)
         for j, places in zip(others.tolist(), (place // num_probes).split(counts.tolist()), strict=True):
-            if i != j:
+            if i != j and len(places) >= MIN_ROWS:
                 search.compare(i, j, places)
         search.close(i, all_scores=False)
-        progress(done)
+
+    with Threads(tiles.device) as threads:
+        for done, _ in enumerate(threads.map(settle, own), 1):
+            progress(done)
     return search.best, search.best_ids

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avssl import dist
 from avssl.memory.candidates import DEEPEST, CandidateSearch, search_flat
-from avssl.memory.clusters import PARTS, Router, search_probes, similar_order
+from avssl.memory.clusters import Router, search_probes, similar_order
 from avssl.memory.exact import all_pairs, cut_tiles, default_side, search_pairs
 from avssl.memory.rows import Rows, exact_rows
 
@@ -63,7 +63,8 @@ def recall_of(found: Tensor, exact: Tensor) -> float:
 def mine_tiles(rows: Rows, k: int, target: float | None, report: Callable[[float], None]) -> Found:
     """Compare all pairs of tiles of similar rows, or each row with the tiles of its likely positives."""
     side, ranks = default_side(rows.video.device), dist.world_size()
-    tiles = cut_tiles(similar_order(rows, leaf=side if target is None else side // PARTS), side)
+    leaf, refine = (side, False) if target is None else (side // 2, True)
+    tiles = cut_tiles(similar_order(rows, leaf, refine), side)
     pairs = all_pairs(len(tiles))[dist.rank() :: ranks]
     if target is not None:
         router = Router(rows, tiles)

@@ -78,22 +78,22 @@ def hard_codes(codes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prototype_usage(codes: Tensor) -> dict[str, Tensor]:
-    """How evenly codes use the prototypes, over the samples of all processes.
+def prototype_usage(codes: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    """How evenly samples use the prototypes, over the samples of all processes.
 
     Parameters
     ----------
-    codes : Tensor, (N, K)
-        Of N samples, equally many on each process.
+    codes, scores : Tensor, (N, K)
+        Of N samples, equally many on each process: what `sinkhorn` made of scores, and scores.
 
     Returns
     -------
     dict of str to scalar Tensor, in (0, 1]
         ``prototype_perplexity``: ``exp(entropy of the mean code) / K``, low when few prototypes get all the
-        weight; `sinkhorn` keeps it up, even in a collapse. ``prototypes_used``: how many are the likeliest
-        of some sample, as a share of the most there can be, ``min(K, samples)``; low in a collapse.
+        weight; `sinkhorn` keeps it up, even in a collapse. ``prototypes_used``: how many have the highest
+        score of some sample, as a share of the most there can be, ``min(K, samples)``; low in a collapse.
     """
-    used = codes.new_zeros(codes.shape[1]).index_fill_(0, codes.argmax(dim=1), 1.0)
+    used = codes.new_zeros(codes.shape[1]).index_fill_(0, scores.argmax(dim=1), 1.0)
     mean, used_by = dist.all_mean(torch.stack([codes.mean(dim=0), used]))
     possible = min(codes.shape[1], len(codes) * dist.world_size())
     return {

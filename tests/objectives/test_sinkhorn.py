@@ -92,10 +92,10 @@ def test_impossible_settings_are_refused(epsilon, iterations):
 
 def test_usage_counts_weight_and_likeliest_prototypes():
     codes = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0.6, 0.4, 0, 0]])
-    usage = prototype_usage(codes)
+    usage = prototype_usage(codes, torch.tensor([[0.2, 0, 0, 0], [0.1, 0.3, 0, 0], [0.5, 0.4, 0, 0]]))
     p = 1.6 / 3
     entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
     assert float(usage["prototype_perplexity"]) == pytest.approx(math.exp(entropy) / 4, rel=1e-5)
     assert float(usage["prototypes_used"]) == pytest.approx(2 / 3)  # 3 samples cannot use 4
-    even = prototype_usage(torch.eye(4))
+    even = prototype_usage(torch.eye(4), torch.eye(4))
     assert {key: float(value) for key, value in even.items()} == pytest.approx(dict.fromkeys(usage, 1.0))
