@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from avssl.config import build_section, check_arguments, resolve_section
+from avssl import dist
+from avssl.config import blaming, build_section, check_arguments, resolve_section
 from avssl.data import AudioSpec, EpochSampler, VideoSpec
 from avssl.errors import ConfigError
 from avssl.models import (
@@ -58,6 +59,7 @@ __all__ = [
     "build_spectrogram",
     "build_views",
     "epoch_notice",
+    "learning_rate",
     "share_cores",
 ]
 
@@ -79,6 +81,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "SimSiam": SimSiam,
     "BarlowTwins": BarlowTwins,
 }
+DEFAULT_LR = 2e-4
+"""Learning rate of a recipe that gives none: that of AVID's release for Kinetics-400."""
 
 
 def build_specs(config: Config) -> tuple[VideoSpec, AudioSpec | None]:
@@ -93,7 +97,8 @@ def build_spectrogram(config: Config) -> LogSpectrogram:
     arguments = check_arguments(
         "views.spectrogram", LogSpectrogram, config.views.spectrogram, {"sample_rate"}
     )
-    return LogSpectrogram(sample_rate=config.data.sample_rate, **arguments)
+    with blaming("views.spectrogram", config.views.spectrogram):
+        return LogSpectrogram(sample_rate=config.data.sample_rate, **arguments)
 
 
 def build_views(config: Config, train: bool) -> ViewMaker:
@@ -114,9 +119,15 @@ def build_views(config: Config, train: bool) -> ViewMaker:
     audio = check_arguments("views.audio", AudioAugment, config.views.audio)
     front_end = None if config.model.audio is None else build_spectrogram(config)
     if not train:
-        return ViewMaker(VideoEval(**plain), front_end)
-    look = VideoAugment(**video) if not config.views.crops else _build_crops(config, plain)
-    return ViewMaker(look, front_end, None if front_end is None else AudioAugment(**audio))
+        with blaming("views.video", config.views.video):
+            return ViewMaker(VideoEval(**plain), front_end)
+    if config.views.crops:
+        look: MultiView | VideoAugment = _build_crops(config, plain)
+    else:
+        with blaming("views.video", config.views.video):
+            look = VideoAugment(**video)
+    with blaming("views.audio", config.views.audio):
+        return ViewMaker(look, front_end, None if front_end is None else AudioAugment(**audio))
 
 
 def _build_crops(config: Config, plain: dict[str, Any]) -> MultiView:
@@ -201,8 +212,26 @@ def _build_part(
 
 def build_optimizer(config: OptimConfig, objective: Objective, batch_size: int) -> Optimizer:
     """Optimiser over the objective's parameter groups."""
-    lr = config.lr if config.lr_per_256 is None else scaled_lr(config.lr_per_256, batch_size)
+    lr = learning_rate(config, batch_size)
     return make_optimizer(config.name, objective.param_groups(), lr, config.weight_decay, config.momentum)
+
+
+def learning_rate(config: OptimConfig, batch_size: int) -> float:
+    """Base learning rate: `lr`, or `lr_per_256` in proportion to the batch.
+
+    Raises
+    ------
+    ConfigError
+        When both are given: recipes inherit, so neither may overrule the other in silence.
+    """
+    if config.lr_per_256 is None:
+        return DEFAULT_LR if config.lr is None else config.lr
+    if config.lr is not None:
+        raise ConfigError(
+            f"optim.lr is {config.lr:g} and optim.lr_per_256 {config.lr_per_256:g}; only one of them can set "
+            "the learning rate; to use lr add optim.lr_per_256=null, to use lr_per_256 add optim.lr=null"
+        )
+    return scaled_lr(config.lr_per_256, batch_size)
 
 
 def epoch_notice(config: Config, num_rows: int) -> str | None:
@@ -250,8 +279,9 @@ def build_device(name: str) -> torch.device:
 
 
 def share_cores(config: Config, device: torch.device) -> int:
-    """Share the cores between torch and the loader; returns the number of workers."""
+    """Share the cores, or this process's part of them, between torch and loader; returns the workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // dist.local_world_size())
     on_cpu = device.type == "cpu"
     workers = config.data.num_workers
     if workers is None:

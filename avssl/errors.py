@@ -21,6 +21,10 @@ class ManifestError(AvsslError):
     """A manifest that is missing, damaged or does not fit what is asked of it."""
 
 
+class PrepareError(AvsslError):
+    """Shards that cannot be written, taken up again or trusted."""
+
+
 class CheckpointError(AvsslError):
     """A checkpoint that is missing, damaged or belongs to another run."""
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from avssl.optim import OptimizerName, ScheduleName
+from avssl.types import DecoderName
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -35,8 +36,10 @@ class DataConfig:
     max_offset_seconds: NonNegative = 0.5
     clips_per_sample: Positive = 1  # clips of each file in an epoch
     silent: Literal["skip", "keep"] = "skip"
+    # Files without sound where the model hears: left out, or with silence in its place (silent=keep as well).
+    without_audio: Literal["drop", "silence"] = "drop"
     max_skipped: Share = 0.05  # share of unreadable files above which the run stops
-    decoder: str = "pyav"
+    decoder: DecoderName = "pyav"
     num_workers: Annotated[int, Field(ge=0)] | None = None  # None: by the number of cores
 
 
@@ -71,10 +74,8 @@ class OptimConfig:
     """Optimiser and learning-rate schedule."""
 
     name: OptimizerName = "adam"
-    lr: PositiveFloat = 2e-4
-    lr_per_256: PositiveFloat | None = (
-        None  # in place of lr: that of a batch of 256, in proportion to the batch
-    )
+    lr: PositiveFloat | None = None  # None: 2e-4, unless lr_per_256 is given
+    lr_per_256: PositiveFloat | None = None  # in its place: lr of a batch of 256, grows with the batch
     weight_decay: NonNegative = 1e-5
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     schedule: ScheduleName = "constant"
@@ -98,6 +99,11 @@ class TrainConfig:
     accumulate: Positive = 1  # parts a batch is computed in, to save memory
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    # With several processes, which share each batch: whether batch norms of the trunks count the clips of all
+    # of them. None is as the method's release: true for the image methods, false for AVID and CMA.
+    sync_batchnorm: bool | None = None
+    # "full" spreads parameters, gradients and optimiser over them, for networks that do not fit (FSDP).
+    sharding: Literal["none", "full"] = "none"
     threads: Positive | None = None  # of torch on the CPU; None: by the number of cores
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 10  # steps

@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """A media file that lies inside another file, as a member of a tar archive does, byte for byte.
+
+    Parameters
+    ----------
+    path : str
+        The outer file.
+    offset_bytes : int >= 0
+        Where in it the media file begins.
+    num_bytes : int >= 0
+        Length of the media file.
+    """
+
+    path: str
+    offset_bytes: int
+    num_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.offset_bytes < 0 or self.num_bytes < 0:
+            raise ValueError(f"a part needs offset_bytes >= 0 and num_bytes >= 0; got {self!r}")
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.offset_bytes}:+{self.num_bytes}]"
+
+
+Source: TypeAlias = str | Path | Part
+"""Where a media file is: a file of its own or a part of another."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +147,51 @@ class Clip:
         )
 
 
+DecoderName = Literal["pyav", "decord", "torchcodec", "auto"]
+"""Which library a `ClipReader` decodes frames with; auto is the first that works."""
+
+
 class ClipReader(Protocol):
     """Anything that reads a `Clip` from a file; one implementation a library (see `avssl.decode`)."""
 
     def read(
-        self, path: str, video: VideoWindow | None = None, audio: AudioWindow | None = None, row: int = -1
+        self,
+        path: Source,
+        video: VideoWindow | None = None,
+        audio: AudioWindow | None = None,
+        row: int = -1,
+        audio_source: Source | None = None,
     ) -> Clip:
-        """Read the requested windows; raise `DecodeError` when that is impossible."""
+        """Read the requested windows of a source on its time base.
+
+        Time zero is the earliest start of any stream of the source. Frame i is the one on screen at its time:
+        the latest that is due, the first before any is due, the last after the end. Frames are upright. Sound
+        outside the source is zeros.
+
+        Parameters
+        ----------
+        path : str, Path or Part
+            The source.
+        video, audio : VideoWindow, AudioWindow or None
+            What to read; at least one is needed.
+        row : int
+            Passed on to the clip.
+        audio_source : str, Path, Part or None
+            Where the sound is, if not in `path`; its time is counted from its own start.
+
+        Returns
+        -------
+        Clip
+            Frames (T, H, W, 3) uint8 and waveform (1, samples) float32, each None when not asked for.
+
+        Raises
+        ------
+        DecodeError
+            Stage "open", "video" or "audio": the source cannot be opened, lacks the stream, or nothing of
+            the stream can be decoded inside the window.
+        ValueError
+            Neither window is given.
+        """
         ...
 
 

@@ -10,6 +10,7 @@ a known function of time (`sound_at`), so both the exact frame and the synchroni
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 import av
 import numpy as np
+
+from avssl.types import Part
 
 VIDEO_TIME_BASE = Fraction(1, 90000)
 MAX_FRAME_NUMBER = 2**12 - 1
@@ -94,6 +97,13 @@ def write_media(
             if stream is not None:
                 container.mux(stream.encode(None))
     return path
+
+
+def put_inside(path: Path, outer: Path, offset: int = 1536) -> Part:
+    """Write a file into the middle of another, as a member of a tar lies; returns where."""
+    data = path.read_bytes()
+    outer.write_bytes(b"\x55" * offset + data + b"\xaa" * 3000)
+    return Part(str(outer), offset, len(data))
 
 
 def draw_frame(number: int, size: tuple[int, int] = (96, 96)) -> np.ndarray:
@@ -182,6 +192,8 @@ def _set_up_video(
             raise ValueError(f"x265 corrupts memory for frames as small as {size}; use at least 64 x 64")
         parameters = f"frame-threads=1:pools=none:log-level=none:keyint={gop}:bframes={bframes}"
         options = {"preset": "ultrafast", "x265-params": parameters}
+    elif context.name == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # print errors alone
     elif bframes:
         options = {"bf": str(bframes)}
     context.options = options | (codec_options or {})

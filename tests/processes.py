@@ -1,7 +1,8 @@
-"""Run a script in two processes that form a gloo group."""
+"""Run a script in two processes that form a gloo group, by hand or under torchrun."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,15 @@ def run_two(script_text: str, folder: Path, beside: str) -> Path:
         _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 0, errors
     return folder
+
+
+def start_torchrun(*arguments: object, processes: int = 2) -> subprocess.Popen[str]:
+    """Start ``torchrun --nproc-per-node PROCESSES arguments``, one thread each."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [sys.executable, *torchrun, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

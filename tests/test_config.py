@@ -12,6 +12,7 @@ from pydantic import Field
 
 from avssl.config import (
     Section,
+    blaming,
     build_section,
     check_arguments,
     config_diff,
@@ -443,6 +444,19 @@ def test_rule_of_a_constructor_is_a_complaint_too(write):
     config = load_config(write(GOOD + "head: {name: CMA, positives: 0}"), schema=Run)
     with pytest.raises(ConfigError, match=r"^x\.yaml: head: positives must be >= 1; got 0$"):
         build_section("head", config.head, {"CMA": Cma})
+
+
+def test_a_refused_value_of_the_command_line_is_blamed_on_it(write):
+    path = write(GOOD + "head: {name: CMA, positives: 1}")
+    config = load_config(path, ["head.positives=0"], schema=Run)
+    with pytest.raises(ConfigError, match=r"^command line: head: positives must be >= 1; got 0$"):
+        build_section("head", config.head, {"CMA": Cma})
+    config = load_config(path, ["objective.num_negatives=7"], schema=Run)
+    with (
+        pytest.raises(ConfigError, match=r"^x\.yaml: head: positives is 1; it must be prime$"),
+        blaming("head", config.head),
+    ):
+        raise ConfigError("positives is 1; it must be prime")
 
 
 def test_section_survives_pickling(write):

@@ -16,7 +16,7 @@ FLOORS = {
     1: ["types", "errors", "dist", "config", "files", "checkpoint"],
     2: ["decode", "transforms", "models", "memory", "optim", "sounding_shapes"],
     3: ["data", "objectives", "schema"],
-    4: ["build", "features", "statistics", "weights"],
+    4: ["build", "features", "statistics", "weights", "shards", "cards"],
     5: ["train", "evaluate", "retrieve", "report"],
     6: ["cli", "__main__"],
 }

@@ -14,10 +14,13 @@ from avssl.build import (
     build_specs,
     build_views,
     epoch_notice,
+    learning_rate,
 )
 from avssl.config import load_config
 from avssl.data import RunSampler
+from avssl.errors import ConfigError
 from avssl.objectives import AVID, CMA
+from avssl.train.start import check_recipe
 
 PACKAGE = Path(avssl.__file__).parent
 CONFIGS = PACKAGE.parent / "configs"
@@ -101,6 +104,32 @@ def test_recipe_builds_at_full_size(path):
         objective = build_objective(config, TABLE.get(name_of(path), (AUDIOSET_100K,) * 5)[4])
         optimizer = build_optimizer(config.optim, objective, config.train.batch_size)
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) > 1e5
+
+
+def test_a_rate_of_each_kind_is_refused_until_one_is_null():
+    path = CONFIGS / "visual" / "simsiam_imagenet.yaml"
+
+    def rate(*overrides: str) -> float:
+        return learning_rate(load_config(path, overrides, schema=Config).optim, batch_size=512)
+
+    assert rate() == pytest.approx(0.1)
+    clash = r"optim\.lr is 0\.001 and optim\.lr_per_256 0\.05; .* to use lr add optim\.lr_per_256=null"
+    with pytest.raises(ConfigError, match=clash):
+        rate("optim.lr=1e-3")
+    assert rate("optim.lr=1e-3", "optim.lr_per_256=null") == 1e-3
+    assert rate("optim.lr_per_256=null") == 2e-4
+    with pytest.raises(ConfigError, match=r"to use lr_per_256 add optim\.lr=null"):
+        check_recipe(load_config(path, ["optim.lr=1e-3"], schema=Config))
+
+
+def test_a_recipe_with_a_partition_says_how_to_change_to_softmax():
+    path = CONFIGS / "avid" / "kinetics400.yaml"
+    softmax = load_config(path, ["objective.contrast=softmax"], schema=Config)
+    with pytest.raises(ConfigError, match=r"^command line: objective: partition must be null with a softmax"):
+        build_objective(softmax, 40)
+    null = load_config(path, ["objective.contrast=softmax", "objective.partition=null"], schema=Config)
+    with torch.device("meta"):
+        assert build_objective(null, 40).contrast == "softmax"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)

@@ -109,9 +109,9 @@ def test_no_video_is_decoded(manifest, recipe, monkeypatch):
     asked = []
     read = PyAVReader.read
 
-    def watched(self, path, video=None, audio=None, row=-1):
+    def watched(self, path, video=None, audio=None, **rest):
         asked.append(video)
-        return read(self, path, video, audio, row)
+        return read(self, path, video, audio, **rest)
 
     monkeypatch.setattr(PyAVReader, "read", watched)
     compute_statistics(recipe(), manifest)

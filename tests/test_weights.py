@@ -439,7 +439,9 @@ def test_a_wrong_name_is_answered_with_the_nearest(tmp_path):
         find_weights("avid-audiosets")
     with pytest.raises(CheckpointError, match=r"no such checkpoint; .* names are avid-kinetics400, "):
         find_weights("nowhere/x.tar")
-    with pytest.raises(CheckpointError, match=r"holds checkpoint\.pt or checkpoint\.pth\.tar"):
+    with pytest.raises(
+        CheckpointError, match=r"a folder without a checkpoint; give one that holds checkpoint\.pt"
+    ):
         find_weights(tmp_path)
 
 

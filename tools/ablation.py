@@ -1,4 +1,4 @@
-"""Compare variants of AVID and CMA on the generated data set, over several seeds.
+"""Compare AVID, CMA, visual methods and their variants on small data sets, over several seeds.
 
 OMP_NUM_THREADS=1 python tools/ablation.py OUTPUT --study methods --write docs/ablation_methods.md
 
@@ -20,22 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation_studies import RANDOM, STAGES, STUDIES, Stage
-from ablation_table import as_markdown, summarise
+from ablation_data import DESCRIPTIONS, write_data
+from ablation_studies import STAGES, STUDIES, Stage
+from ablation_table import LAST_STEP, as_markdown, summarise
 
-from avssl import __version__, cli
+from avssl import __version__
 from avssl.build import Config, build_device
 from avssl.checkpoint import load_checkpoint
 from avssl.cli.evaluate import judge, random_encoders
 from avssl.cli.pretrain import show_progress
 from avssl.config import config_diff, config_from_dict, config_to_dict, load_config
-from avssl.data import Manifest, scan
+from avssl.data import Manifest
 from avssl.errors import AvsslError, ConfigError, EvaluationError, Interrupted, TrainingError
 from avssl.features import load_encoders
 from avssl.files import write_json, write_text
-from avssl.sounding_shapes import cache_folder, write_sounding_shapes
 from avssl.train import pretrain
 from avssl.train.start import FREE_TO_CHANGE
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 def main() -> None:
@@ -80,7 +82,7 @@ def parse() -> argparse.Namespace:
         "--cache",
         type=Path,
         default=cache,
-        help="folder of the generated videos; $AVSSL_CACHE or ~/.cache/avssl",
+        help="folder of the data; $AVSSL_CACHE or ~/.cache/avssl",
     )
     add("--table-only", action="store_true", help="train nothing")
     add("--write", type=Path, metavar="FILE.md", help="write the table here and its numbers to FILE.json")
@@ -107,13 +109,12 @@ def selected(options: argparse.Namespace) -> list[Stage]:
 
 
 def recipe(stage: Stage, seed: int, options: argparse.Namespace) -> Config:
-    """Configuration of a stage: the demo's recipe, --set, what makes the stage, its place and seed."""
+    """Configuration of a stage: its recipe, --set, what makes the stage, its place and seed."""
     folder = options.output / f"seed{seed}"
-    epochs = options.cma_epochs if stage.recipe == "cma" or stage.parent else options.avid_epochs
     own = [
         *(override.format(fixed_z=options.fixed_z) for override in stage.overrides),
-        f"data.manifest={folder / 'manifest.parquet'}",
-        f"train.epochs={epochs}",
+        f"data.manifest={folder / stage.data}.parquet",
+        *([f"train.epochs={getattr(options, f'{stage.length}_epochs')}"] if stage.length else []),
         f"train.seed={seed}",
         f"run.folder={folder}",
         f"run.name={stage.name}",
@@ -125,8 +126,7 @@ def recipe(stage: Stage, seed: int, options: argparse.Namespace) -> Config:
             f"--set {', '.join(sorted(clash))}: the study sets it; use an option, or leave it out"
         )
     one_core = ["data.num_workers=0", "train.threads=1"]
-    path = Path(cli.__file__).parent / f"demo_{stage.recipe}.yaml"
-    return load_config(path, [*one_core, *options.set, *own], schema=Config)
+    return load_config(REPOSITORY / stage.recipe, [*one_core, *options.set, *own], schema=Config)
 
 
 def run_seed(seed: int, options: argparse.Namespace) -> None:
@@ -135,10 +135,9 @@ def run_seed(seed: int, options: argparse.Namespace) -> None:
     missing = [stage for stage in stages if read_result(stage, seed, options) is None]
     if not missing:
         return
-    num_train, num_test = options.files
-    files = cache_folder(options.cache.expanduser(), num_train, num_test, seed)
-    write_sounding_shapes(files, num_train, num_test, seed, workers=0)
-    scan(files).manifest.save(options.output / f"seed{seed}" / "manifest.parquet")
+    for data in sorted({stage.data for stage in missing}):
+        manifest = write_data(data, options.cache.expanduser(), *options.files, seed)
+        manifest.save(options.output / f"seed{seed}" / f"{data}.parquet")
     for number, stage in enumerate(missing, 1):
         print(f"seed {seed}, stage {number} of {len(missing)}: {stage.name}", file=sys.stderr, flush=True)
         parent = read_result(STAGES[stage.parent], seed, options) if stage.parent else None
@@ -156,12 +155,13 @@ def run_seed(seed: int, options: argparse.Namespace) -> None:
 
 
 def measured(stage: Stage, config: Config) -> dict[str, Any]:
-    """Train a stage and judge it: its metrics, its first and last loss, log Z and seconds of training."""
+    """Train a stage and judge it: its metrics, the ends of its log and its seconds of training."""
     device = build_device(config.train.device)
     assert config.data.manifest is not None
     whole = Manifest.load(config.data.manifest)
-    train, test = (whole.select(split=s, need_video=True, need_audio=True) for s in ("train", "test"))
-    if stage.name == RANDOM:
+    hears = config.model.audio is not None
+    train, test = (whole.select(split=s, need_video=True, need_audio=hears) for s in ("train", "test"))
+    if not stage.trained:
         judged = judge(stage.name, random_encoders(config), config, train, test, 2, device)
         return {"metrics": judged.metrics}
     folder = pretrain(config, show_progress, command=command_line())
@@ -170,9 +170,10 @@ def measured(stage: Stage, config: Config) -> dict[str, Any]:
     judged = judge(stage.name, encoders, config, train, test, 2, device, state)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
-    curve = {"first_loss": steps[0]["loss"], "last_loss": steps[-1]["loss"], "log_z": steps[-1].get("log_z")}
+    curve = {"first_loss": steps[0]["loss"], "last_loss": steps[-1]["loss"]}
+    curve |= {key: steps[-1][key] for key in LAST_STEP if key in steps[-1]}
     seconds = json.loads((folder / "run.json").read_text())["seconds"]
-    return {"metrics": judged.metrics | {k: v for k, v in curve.items() if v is not None}, "seconds": seconds}
+    return {"metrics": judged.metrics | curve, "seconds": seconds}
 
 
 def about(config: Config, options: argparse.Namespace, began: datetime) -> dict[str, Any]:
@@ -231,7 +232,8 @@ def publish(options: argparse.Namespace) -> None:
         )
     titles = {stage.name: stage.title.format(fixed_z=options.fixed_z) for stage in stages}
     parents = {stage.name: stage.parent for stage in stages}
-    content = summarise(options.study, results, titles, parents, STUDIES[options.study], reproduce(options))
+    references, data = STUDIES[options.study], DESCRIPTIONS[stages[0].data]
+    content = summarise(options.study, data, results, titles, parents, references, reproduce(options))
     text = as_markdown(content)
     if options.write is None:
         print(text)
@@ -245,7 +247,8 @@ def reproduce(options: argparse.Namespace) -> str:
     """The command that makes this table from nothing; `read_result` has seen to it that its options hold."""
     words = ["python", "tools/ablation.py", options.output.name, "--study", options.study, "--seeds"]
     words += [*map(str, options.seeds), "--files", *map(str, options.files)]
-    words += ["--avid-epochs", str(options.avid_epochs), "--cma-epochs", str(options.cma_epochs)]
+    for length in dict.fromkeys(STAGES[name].length for name in STUDIES[options.study]):
+        words += [f"--{length}-epochs", str(getattr(options, f"{length}_epochs"))] if length else []
     words += ["--fixed-z", str(options.fixed_z)] if options.study == "partition" else []
     words += ["--set", *options.set] if options.set else []
     words += ["--only", *options.only] if options.only else []

@@ -23,7 +23,10 @@ METRICS = {
     "v2a_r10": "V→A R@10",
     "positive_precision": "mined positives",
 }
-CURVE = {"first_loss": "first loss", "last_loss": "last loss", "log_z": "log Z"}
+LAST_STEP = {"log_z": "log Z", "spread": "spread", "effective_rank": "effective rank"}
+CURVE = {"first_loss": "first loss", "last_loss": "last loss", **LAST_STEP}
+SHOWS_CURVE = ("partition", "visual")
+"""Studies whose losses say something beside their metrics."""
 
 
 def estimate(values: Mapping[int, float]) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
 
 def summarise(
     study: str,
+    data: str,
     results: Results,
     titles: Mapping[str, str],
     parents: Mapping[str, str | None],
@@ -58,6 +62,8 @@ def summarise(
     ----------
     study : str
         Name of the study.
+    data : str
+        What its files are.
     results : mapping
         Stage to seed to result; a stage may lack seeds.
     titles, parents, references : mapping
@@ -89,6 +95,7 @@ def summarise(
     made = [result for of_seed in results.values() for result in of_seed.values()]
     return {
         "study": study,
+        "data": data,
         "seeds": sorted({seed for of_seed in results.values() for seed in of_seed}),
         "files": made[0]["files"],
         "dates": sorted({result["date"] for result in made}),
@@ -119,7 +126,7 @@ def _epochs(name: str, results: Results, parents: Mapping[str, str | None]) -> s
 def as_markdown(content: Mapping[str, Any]) -> str:
     """Tables of a summary, with what one needs to read and to repeat them."""
     rows, seeds = content["rows"], content["seeds"]
-    columns = METRICS | (CURVE if content["study"] == "partition" else {})
+    columns = METRICS | (CURVE if content["study"] in SHOWS_CURVE else {})
     used = {key for row in rows for key in row["metrics"]} or set(columns)
     columns = {key: title for key, title in columns.items() if key in used}
     parts = [f"# Ablation: {content['study']}", _reading(content), _main_table(rows, columns)]
@@ -152,7 +159,7 @@ def _reading(content: Mapping[str, Any]) -> str:
             f"{len(seeds)} seeds are wide: {factor:.1f} standard deviations to each side."
         )
     return (
-        f"Generated videos with sound (`avssl.sounding_shapes`), {train} training and {test} held-out files "
+        f"{content['data']}, {train} training and {test} held-out files "
         f"of each class. Seeds: {', '.join(map(str, seeds))}; files, initialisation and training depend on "
         f"the seed; n is the number of seeds of a row. {spread}\n\nMade {when} on "
         f"{', '.join(content['devices'])} with {'; '.join(content['versions'])}."

@@ -26,7 +26,10 @@ class LazyCommand:
 
 COMMANDS = {
     "prepare": LazyCommand(
-        "avssl.cli.prepare:prepare", "Make a manifest of a folder or list of video files."
+        "avssl.cli.prepare:prepare", "Measure videos: a manifest, or small copies in shards."
+    ),
+    "datasets": LazyCommand(
+        "avssl.cli.datasets:datasets", "Known data sets: check a copy and make its manifest."
     ),
     "statistics": LazyCommand(
         "avssl.cli.statistics:statistics", "Mean and std of each spectrogram bin, from your data."

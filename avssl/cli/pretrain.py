@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from avssl import dist
 from avssl.build import Config
 from avssl.cli.progress import progress_bar
 from avssl.config import load_config
@@ -17,6 +18,9 @@ from avssl.errors import Interrupted
 from avssl.report import write_report
 from avssl.train import pretrain as run_pretrain
 from avssl.types import Progress
+
+UNITS = {"scan": "files", "statistics": "clips"}
+"""What the work before the training counts."""
 
 
 @click.command(
@@ -37,10 +41,14 @@ def pretrain(config: Path, overrides: tuple[str, ...], restart: bool) -> None:
 
     The run lives in run.folder/run.name. If that folder holds a checkpoint of the same recipe, training goes
     on where it stopped. Ctrl-C saves a checkpoint first; a second Ctrl-C does not.
+
+    On several GPUs: torchrun --nproc-per-node N -m avssl pretrain CONFIG ...
     """
-    recipe = load_config(config, overrides, schema=Config)
-    folder = run_stage(recipe, restart)
-    click.echo(f"run     {folder}\nreport  {write_report(folder)}")
+    with dist.process_group():
+        recipe = load_config(config, overrides, schema=Config)
+        folder = run_stage(recipe, restart)
+        if dist.rank() == 0:
+            click.echo(f"run     {folder}\nreport  {write_report(folder)}")
 
 
 def run_stage(recipe: Config, restart: bool = False) -> Path:
@@ -49,7 +57,8 @@ def run_stage(recipe: Config, restart: bool = False) -> Path:
         say = partial(click.echo, err=True)
         return run_pretrain(recipe, show_progress, restart=restart, command=command_line(), say=say)
     except Interrupted as stop:
-        click.echo(f"avssl: {stop}", err=True)
+        if dist.rank() == 0:
+            click.echo(f"avssl: {stop}", err=True)
         raise SystemExit(130) from stop
 
 
@@ -59,5 +68,5 @@ def command_line() -> str:
 
 
 def show_progress(description: str, total: int, completed: int) -> AbstractContextManager[Progress]:
-    """Progress bar for work of `total` steps (0: not known yet), of which some are done."""
-    return progress_bar(description, total or None, start=completed)
+    """Progress bar for work of so many units (0: not known yet), of which some are done."""
+    return progress_bar(description, total or None, start=completed, unit=UNITS.get(description, "steps"))

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from avssl.build import Config
-from avssl.cli.progress import progress_bar
+from avssl.cli.pretrain import show_progress
 from avssl.config import load_config
 from avssl.data import Manifest, SkipLedger
 from avssl.errors import ConfigError
@@ -39,7 +39,10 @@ Examples:
     metavar="N",
     help="Read at most N files, in the order of the first epoch.  [default: all]",
 )
-def statistics(recipe: Path, overrides: tuple[str, ...], output: Path, max_clips: int | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+def statistics(
+    recipe: Path, overrides: tuple[str, ...], output: Path, max_clips: int | None, overwrite: bool
+) -> None:
     """Compute mean and std of each spectrogram bin over the training data of RECIPE.
 
     One clip a file is read, the one the first epoch of training reads; no video is decoded. Give the
@@ -50,9 +53,11 @@ def statistics(recipe: Path, overrides: tuple[str, ...], output: Path, max_clips
         raise ConfigError(
             f"{output} is a folder; give the name of a file to -o, such as {output}/statistics.json"
         )
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output} exists already; give another name, or --overwrite to replace it")
     config = load_config(recipe, overrides, schema=Config)
     manifest, unopened = _training_rows(config)
-    with progress_bar("statistics", min(len(manifest), max_clips or len(manifest)), unit="clips") as progress:
+    with show_progress("statistics", min(len(manifest), max_clips or len(manifest)), 0) as progress:
         result = compute_statistics(config, manifest, max_clips, progress)
     result.save(output)
     click.echo("\n".join(_account(result, unopened, output)))
@@ -67,7 +72,7 @@ def _training_rows(config: Config) -> tuple[Manifest, list[dict[str, str]]]:
             Path(folder),
             False,
             ledger,
-            lambda text, total, done: progress_bar(text, total or None, unit="files"),
+            show_progress,
         )
     rows = whole.select(split=config.data.split, need_audio=True)
     if rows.table["has_video"].to_numpy().any():

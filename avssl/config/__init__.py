@@ -6,10 +6,11 @@
 
 from avssl.config.check import Section
 from avssl.config.load import config_diff, config_from_dict, config_to_dict, dump_config, load_config
-from avssl.config.named import build_section, check_arguments, resolve_name, resolve_section
+from avssl.config.named import blaming, build_section, check_arguments, resolve_name, resolve_section
 
 __all__ = [
     "Section",
+    "blaming",
     "build_section",
     "check_arguments",
     "config_diff",

@@ -7,6 +7,7 @@ and words every complaint the same way: ``source: key: rule; got value``.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -16,6 +17,7 @@ import pydantic
 from avssl.config.annotations import describe, mentions, parameters, section_type
 from avssl.errors import ConfigError
 
+COMMAND_LINE = "command line"
 _NONE: AbstractSet[str] = frozenset()
 
 
@@ -55,6 +57,11 @@ class Section(dict[str, Any]):
     def source(self, key: str) -> str:
         """Place that set `key`, or else the section; ``""`` if unknown."""
         return self.sources.get(join(self.path, key), self.sources.get(self.path, ""))
+
+    def blamed(self, complaint: str) -> str:
+        """Place that set a key the complaint names, first of all the command line; else that of the name."""
+        places = [self.source(key) for key in self if re.search(rf"\b{re.escape(str(key))}\b", complaint)]
+        return COMMAND_LINE if COMMAND_LINE in places else next(iter(places), self.source("name"))
 
     def __reduce__(self) -> tuple[type[Section], tuple[dict[str, Any], str, dict[str, str]]]:
         """Pickle by constructor arguments: configurations cross to worker processes."""

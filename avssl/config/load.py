@@ -15,11 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from avssl.config.annotations import is_mapping, mentions, parameters, section_type
-from avssl.config.check import Checker, join, nearest
+from avssl.config.check import COMMAND_LINE, Checker, join, nearest
 from avssl.errors import ConfigError
 
 T = TypeVar("T")
-COMMAND_LINE = "command line"
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
 
 

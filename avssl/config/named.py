@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from typing import Any
 
 from avssl.config.annotations import parameters
@@ -119,11 +120,24 @@ def build_section(
     Raises
     ------
     ConfigError
-        As `resolve_section`, and for a ``ValueError`` of the constructor, which names value and rule.
+        As `resolve_section`, and for what the constructor refuses.
     """
     target, arguments = resolve_section(where, section, table, provided.keys())
-    try:
+    with blaming(where, section):
         return target(**arguments, **provided)
-    except ValueError as error:
-        source = section.source("name") if isinstance(section, Section) else ""
-        raise ConfigError(f"{source}: {where}: {error}" if source else f"{where}: {error}") from error
+
+
+@contextmanager
+def blaming(where: str, section: Mapping[str, Any]) -> Iterator[None]:
+    """Say of a value that a constructor refuses where it was written.
+
+    Raises
+    ------
+    ConfigError
+        In place of a ``ValueError`` or `ConfigError` inside, whose text names value and rule.
+    """
+    try:
+        yield
+    except (ValueError, ConfigError) as error:
+        place = section.blamed(str(error)) if isinstance(section, Section) else ""
+        raise ConfigError(": ".join(filter(None, (place, where, str(error))))) from error

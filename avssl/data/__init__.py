@@ -4,6 +4,7 @@ from avssl.data.batch import ClipBatch, PackedFrames, collate
 from avssl.data.dataset import ClipDataset, ClipKey, EvalDataset, Failure
 from avssl.data.ledger import SkipLedger
 from avssl.data.loader import BatchKey, EpochSampler, RunSampler, make_loader, ordered_batches
+from avssl.data.locality import ShardOrder
 from avssl.data.manifest import Manifest
 from avssl.data.measure import Skipped
 from avssl.data.sampling import AudioSpec, VideoSpec, clip_windows, eval_windows
@@ -24,6 +25,7 @@ __all__ = [
     "RunSampler",
     "Sample",
     "ScanResult",
+    "ShardOrder",
     "SkipLedger",
     "Skipped",
     "VideoSpec",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import torch
 from torch.utils.data import Dataset
 
 from avssl.data.manifest import Manifest
+from avssl.data.remote import CannotFetchError, local_copy
 from avssl.data.sampling import AudioSpec, VideoSpec, Windows, clip_windows, eval_windows
 from avssl.data.tables import Sample
 from avssl.errors import DecodeError, ManifestError
-from avssl.types import Clip, ClipReader
+from avssl.types import AudioWindow, Clip, ClipReader, VideoWindow
 
 SILENCE_DB = -80.0
 """A waveform whose peak lies below this level (dB relative to full scale) counts as silent."""
@@ -37,7 +40,7 @@ class Failure:
     id, path : str
         Id of the sample, absolute path of its file.
     stage : str
-        ``"open"``, ``"video"``, ``"audio"`` or ``"silent"``.
+        ``"open"``, ``"video"``, ``"audio"``, ``"silent"``, or ``"worker"``: the process that read it died.
     reason : str
         What went wrong, in words.
     """
@@ -66,6 +69,9 @@ class ClipDataset(Dataset[Clip | Failure]):
         Most time between frames and sound, see `clip_windows`.
     silent : "skip" or "keep"
         Whether a waveform whose peak is below -80 dB is a `Failure` of stage ``"silent"``.
+    without_audio : "drop" or "silence"
+        Whether a file without sound is a `Failure` of stage ``"audio"``, or has zeros for a waveform, which
+        `silent` then judges; a clip of sound alone needs sound.
 
     Raises
     ------
@@ -83,11 +89,14 @@ class ClipDataset(Dataset[Clip | Failure]):
         seed: int = 0,
         max_offset_seconds: float = 0.5,
         silent: Literal["skip", "keep"] = "skip",
+        without_audio: Literal["drop", "silence"] = "drop",
     ) -> None:
         if video is None and audio is None:
             raise ValueError("a clip holds video, audio or both; got neither")
         if silent not in ("skip", "keep"):
             raise ValueError(f"silent must be 'skip' or 'keep'; got {silent!r}")
+        if without_audio not in ("drop", "silence"):
+            raise ValueError(f"without_audio must be 'drop' or 'silence'; got {without_audio!r}")
         unprobed = manifest.table["duration_seconds"].to_numpy() == 0
         if unprobed.any():
             first = manifest.row(int(unprobed.argmax())).id
@@ -102,6 +111,7 @@ class ClipDataset(Dataset[Clip | Failure]):
         self.seed = seed
         self.max_offset_seconds = max_offset_seconds
         self.silent = silent
+        self.without_audio = without_audio
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -127,13 +137,23 @@ class ClipDataset(Dataset[Clip | Failure]):
 
         if self.video is not None and not sample.has_video:
             return failed("video", "the file has no video stream")
-        if self.audio is not None and not sample.has_audio:
+        is_mute = self.audio is not None and not sample.has_audio
+        if is_mute and (self.without_audio == "drop" or self.video is None):
             return failed("audio", "the file has no audio stream")
         video, audio = self.windows(sample, key)
         try:
-            clip = self.reader.read(path, video, audio, row=key.row)
+            clip = self._read(sample, path, video, None if is_mute else audio, key.row)
+        except CannotFetchError as error:
+            return failed("open", str(error))
         except DecodeError as error:
             return failed(error.stage, error.reason)
+        if is_mute and audio is not None:
+            clip = replace(
+                clip,
+                waveform=torch.zeros(1, audio.num_samples),
+                sample_rate=audio.sample_rate,
+                audio_start_seconds=audio.start_seconds,
+            )
         if self.silent == "skip" and clip.waveform is not None:
             peak = float(clip.waveform.abs().max())
             level = 20 * math.log10(peak) if peak > 0 else -math.inf
@@ -141,6 +161,20 @@ class ClipDataset(Dataset[Clip | Failure]):
                 # Whole decibels, so that the windows of one silent file give few different reasons.
                 return failed("silent", f"the peak is {level:.0f} dB, below {SILENCE_DB:.0f} dB")
         return clip
+
+    def _read(
+        self, sample: Sample, path: str, video: VideoWindow | None, audio: AudioWindow | None, row: int
+    ) -> Clip:
+        local = local_copy(path)
+        try:
+            source, sound = sample.sources(local)
+            return self.reader.read(source, video, audio, row=row, audio_source=sound)
+        except DecodeError:
+            if local == path or os.path.exists(local):
+                raise
+        # Another process made room for its shard with ours, just before it was opened.
+        source, sound = sample.sources(local_copy(path))
+        return self.reader.read(source, video, audio, row=row, audio_source=sound)
 
 
 class EvalDataset(ClipDataset):

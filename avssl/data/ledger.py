@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from avssl.data.dataset import Failure
+from avssl.data.measure import Skipped
 from avssl.errors import ManifestError, TooManySkippedError
 
 FIELDS = ("id", "path", "stage", "reason", "epoch")
@@ -18,6 +21,9 @@ class SkipLedger:
 
     Each combination of sample, stage and reason is written once. Silent windows (stage ``"silent"``) are
     written too, but they say nothing about the health of a file and do not count against the limit.
+
+    A record's ``id`` is that of the sample in the manifest. A file that a scan could not open has no sample
+    and goes by the id it would have there: its path relative to what was scanned. ``path`` is absolute.
 
     Parameters
     ----------
@@ -73,6 +79,12 @@ class SkipLedger:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
+    def add_unopened(self, skipped: Skipped, root: str | Path) -> None:
+        """Write down a file below `root` that a scan could not open."""
+        path = os.path.join(root, skipped.path)
+        name = path.removeprefix(f"{root}/")
+        self.add(Failure(-1, name, path, skipped.stage, skipped.reason), epoch=0)
+
     @property
     def failing(self) -> dict[str, dict[str, Any]]:
         """First record of each sample that could not be read (silent ones left out), by id."""
@@ -93,14 +105,15 @@ class SkipLedger:
             Samples of the manifest.
         """
         failing = self.failing
-        if len(failing) <= limit_share * num_rows:
+        share = len(failing) / num_rows
+        if share <= limit_share:
             return
         reasons = "; ".join(f"{reason} ({count} x)" for reason, count in _commonest(failing))
         listed = "" if self.path is None else f" All are listed in {self.path}."
         raise TooManySkippedError(
-            f"{len(failing)} of {num_rows} samples ({len(failing) / num_rows:.1%}) could not be read; "
+            f"{len(failing)} of {num_rows} samples ({share:.1%}) could not be read; "
             f"at most {limit_share:.1%} may fail. Commonest reasons: {reasons}.{listed} Repair these files "
-            "or leave them out of the manifest, or allow more with data.max_skipped="
+            f"or leave them out of the manifest, or allow more with data.max_skipped={_enough(share):g}"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -123,6 +136,11 @@ class SkipLedger:
             "commonest_reasons": [list(item) for item in _commonest(self.failing)],
             "ledger": None if self.path is None else str(self.path),
         }
+
+
+def _enough(share: float) -> float:
+    """The next twentieth above a share, at most all: a limit with some room for files yet to fail."""
+    return min(1.0, (math.floor(20 * share) + 1) / 20)
 
 
 def _commonest(failing: dict[str, dict[str, Any]]) -> list[tuple[str, int]]:

@@ -1,36 +1,21 @@
-"""Which clips make up which batch, and the workers that read them.
+"""Which clips make up which batch, and a loader of them.
 
-One `DataLoader` runs through the whole training: its workers start once, not once an epoch, and each batch
-says its epoch and number. The order is a pure function of (seed, epoch), so a run resumes in the middle of an
+One loader runs through the whole training: its workers start once, not once an epoch, and each batch says
+its epoch and number. The order is a pure function of (seed, epoch), so a run resumes in the middle of an
 epoch.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
-from avssl.data.batch import ClipBatch, collate
 from avssl.data.dataset import ClipDataset, ClipKey
-
-
-@dataclass(frozen=True)
-class BatchKey:
-    """Which clips make up a batch, and which batch of the run it is (both counted from 0)."""
-
-    epoch: int
-    batch: int
-    keys: tuple[ClipKey, ...]
+from avssl.data.workers import Batches, BatchKey, ClipLoader
 
 
 class EpochSampler(Sampler[BatchKey]):
@@ -50,9 +35,15 @@ class EpochSampler(Sampler[BatchKey]):
         First batch, to resume within the epoch; ``batches_per_epoch`` gives nothing.
     drop_last : bool
         Leave out the last batch when it is smaller than the others (never when it is the only one).
+    fill_last : bool
+        Fill the last batch with further clips of rows that are not in it, so that all rows come and all
+        batches are of one size; then `drop_last` plays no part.
     rank, world_size : int
-        This process reads clips ``rank::world_size`` of each batch. When a batch does not divide, the first
-        ranks read one clip more.
+        This process reads the part of this number of each batch: put together in the order of the ranks, the
+        parts are the batch of one process. When a batch does not divide, the first ranks read one clip more.
+    draw : callable, optional
+        Draws a permutation of the rows from a generator; by default any, see `avssl.data.locality` for one
+        that suits shards far away.
     """
 
     def __init__(
@@ -64,8 +55,10 @@ class EpochSampler(Sampler[BatchKey]):
         repeats: int = 1,
         start_batch: int = 0,
         drop_last: bool = True,
+        fill_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        draw: Callable[[np.random.Generator], np.ndarray] | None = None,
     ) -> None:
         for name, value in (("num_rows", num_rows), ("batch_size", batch_size), ("repeats", repeats)):
             if value < 1:
@@ -77,11 +70,13 @@ class EpochSampler(Sampler[BatchKey]):
         self.seed = seed
         self.epoch = epoch
         self.repeats = repeats
+        self.fill_last = fill_last
         self.start_batch = start_batch
         self.rank = rank
         self.world_size = world_size
+        self.draw = draw
         batches, rest = divmod(num_rows * repeats, self.batch_size)
-        self.batches_per_epoch = batches + (rest > 0 and not drop_last)
+        self.batches_per_epoch = batches + (rest > 0 and (fill_last or not drop_last))
         if not 0 <= start_batch <= self.batches_per_epoch:
             raise ValueError(f"start_batch must lie in [0, {self.batches_per_epoch}]; got {start_batch}")
 
@@ -92,17 +87,18 @@ class EpochSampler(Sampler[BatchKey]):
         order = self._order()
         for batch in range(self.start_batch, self.batches_per_epoch):
             positions = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
-            mine = positions[self.rank :: self.world_size]
+            mine = np.array_split(positions, self.world_size)[self.rank]
             keys = (ClipKey(self.epoch, int(order[i]), int(i) // self.num_rows) for i in mine)
             yield BatchKey(self.epoch, batch, tuple(keys))
 
     def _order(self) -> np.ndarray:
-        """Rows of the epoch: `repeats` permutations, one after another."""
+        """Rows of the epoch: `repeats` permutations, and the start of one more that fills the last batch."""
         stream = np.random.SeedSequence(self.seed, spawn_key=(0, self.epoch))
         rng = np.random.Generator(np.random.Philox(stream))
-        passes = [rng.permutation(self.num_rows)]
-        for repeat in range(1, self.repeats):
-            order = rng.permutation(self.num_rows)
+        draw = self.draw or (lambda generator: generator.permutation(self.num_rows))
+        passes = [draw(rng)]
+        for repeat in range(1, self.repeats + self.fill_last):
+            order = draw(rng)
             begun = repeat * self.num_rows % self.batch_size
             if begun:
                 # The last batch of the previous pass goes on: first come rows that are not in it yet.
@@ -110,7 +106,8 @@ class EpochSampler(Sampler[BatchKey]):
                 first = np.flatnonzero(other)[: self.batch_size - begun]
                 order = np.concatenate([order[first], np.delete(order, first)])
             passes.append(order)
-        return np.concatenate(passes)
+        length = self.batches_per_epoch * self.batch_size if self.fill_last else self.num_rows * self.repeats
+        return np.concatenate(passes)[:length]
 
 
 class RunSampler(Sampler[BatchKey]):
@@ -121,7 +118,13 @@ class RunSampler(Sampler[BatchKey]):
     epochs : int >= 1
         Epochs of the run, those before `start` included.
     start : (epoch, batch)
-        First batch; ``(e, batches_per_epoch)`` is ``(e + 1, 0)``.
+        First batch; the one after the last of an epoch is the first of the next.
+    warmup_epochs : int >= 0
+        First epochs, which leave no row out: their last batch is filled.
+
+    Attributes
+    ----------
+    batches_per_epoch, batches_per_warmup_epoch : int
     """
 
     def __init__(
@@ -133,11 +136,14 @@ class RunSampler(Sampler[BatchKey]):
         repeats: int = 1,
         start: tuple[int, int] = (0, 0),
         drop_last: bool = True,
+        warmup_epochs: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        draw: Callable[[np.random.Generator], np.ndarray] | None = None,
     ) -> None:
         self.epochs = epochs
         self.start = start
+        self.warmup_epochs = warmup_epochs
         self._epoch_sampler = partial(
             EpochSampler,
             num_rows=num_rows,
@@ -147,16 +153,24 @@ class RunSampler(Sampler[BatchKey]):
             drop_last=drop_last,
             rank=rank,
             world_size=world_size,
+            draw=draw,
         )
-        self.batches_per_epoch = self._epoch_sampler(epoch=start[0], start_batch=start[1]).batches_per_epoch
+        self.batches_per_epoch = self._epoch_sampler(epoch=0).batches_per_epoch
+        self.batches_per_warmup_epoch = self._epoch_sampler(epoch=0, fill_last=True).batches_per_epoch
+        next(self._epochs(), None)  # refuses a start that is none
 
     def __len__(self) -> int:
-        return max(0, (self.epochs - self.start[0]) * self.batches_per_epoch - self.start[1])
+        return sum(len(epoch) for epoch in self._epochs())
 
     def __iter__(self) -> Iterator[BatchKey]:
+        for epoch in self._epochs():
+            yield from epoch
+
+    def _epochs(self) -> Iterator[EpochSampler]:
         for epoch in range(self.start[0], self.epochs):
             start_batch = self.start[1] if epoch == self.start[0] else 0
-            yield from self._epoch_sampler(epoch=epoch, start_batch=start_batch)
+            fill = epoch < self.warmup_epochs
+            yield self._epoch_sampler(epoch=epoch, start_batch=start_batch, fill_last=fill)
 
 
 def ordered_batches(num_rows: int, batch_size: int, num_clips: int = 1) -> list[BatchKey]:
@@ -164,16 +178,6 @@ def ordered_batches(num_rows: int, batch_size: int, num_clips: int = 1) -> list[
     keys = [ClipKey(0, row, clip) for row in range(num_rows) for clip in range(num_clips)]
     starts = range(0, len(keys), batch_size)
     return [BatchKey(0, i, tuple(keys[start : start + batch_size])) for i, start in enumerate(starts)]
-
-
-class _Batches(Dataset[ClipBatch]):
-    """A dataset whose items are batches, so that a batch is made and packed inside one worker."""
-
-    def __init__(self, clips: ClipDataset) -> None:
-        self.clips = clips
-
-    def __getitem__(self, key: BatchKey) -> ClipBatch:
-        return collate([self.clips[clip] for clip in key.keys], key.epoch, key.batch)
 
 
 def make_loader(
@@ -184,8 +188,11 @@ def make_loader(
     pin_memory: bool = False,
     prefetch_factor: int = 4,
     timeout_seconds: float = 0.0,
-) -> DataLoader[ClipBatch]:
+) -> ClipLoader:
     """Loader of `ClipBatch`es in the order of the sampler; the same batches for any number of workers.
+
+    A worker that dies is replaced, and the sample it read is a `Failure`, see `avssl.data.workers`; without
+    workers a crash of a decoder ends this process.
 
     Parameters
     ----------
@@ -202,38 +209,7 @@ def make_loader(
     timeout_seconds : float >= 0
         With workers, the longest wait for a batch before the loader raises RuntimeError; 0 waits forever.
     """
-    workers: dict[str, Any] = {}
+    options: dict[str, Any] = {"pin_memory": pin_memory}
     if num_workers > 0:
-        workers = {
-            "multiprocessing_context": worker_context(),
-            "worker_init_fn": _start_worker,
-            "persistent_workers": True,
-            "prefetch_factor": prefetch_factor,
-            "timeout": timeout_seconds,
-        }
-    return DataLoader(
-        _Batches(dataset),
-        batch_size=None,
-        sampler=sampler,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        # A generator of its own: the loader's base seed must not move the random state of the training.
-        generator=torch.Generator(),
-        **workers,
-    )
-
-
-def worker_context() -> str:
-    """How workers start: "fork" (fast) on Linux while CUDA is untouched, else "forkserver" or "spawn"."""
-    if sys.platform == "linux" and not torch.cuda.is_initialized():
-        return "fork"
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-
-
-def _start_worker(worker_id: int) -> None:
-    # Ctrl-C, and SIGTERM of `timeout` or a scheduler, go to the whole process group: workers leave it, for
-    # the trainer saves a checkpoint first and then ends them.
-    if hasattr(os, "setsid"):
-        os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+        options |= {"prefetch_factor": prefetch_factor, "timeout": timeout_seconds}
+    return ClipLoader(Batches(dataset, num_workers), sampler, num_workers, options)

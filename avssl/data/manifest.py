@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from avssl.data.remote import is_url, local_copy
 from avssl.data.tables import (
+    PLACES,
     SCHEMA,
     Sample,
     check_names,
@@ -28,9 +30,13 @@ from avssl.data.tables import (
 )
 from avssl.errors import ManifestError
 from avssl.files import atomic_write
+from avssl.types import Source
 
 VERSION = 1
 """Version of the parquet layout; a file with a higher one is refused."""
+
+BESIDE = "."
+"""Stored root of a manifest whose files lie beside it, wherever both are."""
 
 
 class Manifest:
@@ -39,9 +45,10 @@ class Manifest:
     Parameters
     ----------
     table : pyarrow.Table
-        Columns of `Sample`, in any order of rows; kept sorted by id.
+        Columns of `Sample`, in any order of rows; kept sorted by id. Those that say where in a file a sample
+        lies may be left out, and are if they are empty.
     root : str or Path
-        Folder the relative paths start from.
+        Folder the relative paths start from; may be a URL.
 
     Raises
     ------
@@ -50,22 +57,43 @@ class Manifest:
     """
 
     def __init__(self, table: pa.Table, root: str | Path) -> None:
+        placed = all(name in table.column_names for name in PLACES.names)
+        placed = placed and any(table[name].null_count < table.num_rows for name in PLACES.names)
+        schema = pa.schema([*SCHEMA, *PLACES]) if placed else SCHEMA
         try:
-            table = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks()
+            table = table.select(schema.names).cast(schema).combine_chunks()
         except (KeyError, ValueError, pa.ArrowException) as error:
             raise ManifestError(f"the table does not have the columns of a manifest: {error}") from error
         if table.num_rows == 0:
             raise ManifestError("a manifest needs at least one sample; got none")
         self.table = table.sort_by("id").replace_schema_metadata(None)
-        self.root = Path(os.path.abspath(root))
+        self.root = str(root).rstrip("/") if is_url(root) else Path(os.path.abspath(root))
         self._check()
 
     @classmethod
     def from_samples(cls, samples: Iterable[Sample], root: str | Path) -> Manifest:
         """Manifest of the given rows."""
-        return cls(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SCHEMA), root)
+        schema = pa.schema([*SCHEMA, *PLACES])
+        return cls(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=schema), root)
 
     def _check(self) -> None:
+        self._check_numbers()
+        self._check_places()
+
+    def _check_places(self) -> None:
+        for kind in ("video", "audio") if PLACES.names[0] in self.table.column_names else ():
+            offset, length = (self.table[f"{kind}_{what}_bytes"] for what in ("offset", "num"))
+            good = pc.and_(pc.greater_equal(offset, 0), pc.greater(length, 0))
+            none = pc.and_(pc.is_null(offset), pc.is_null(length))
+            bad = np.flatnonzero(~pc.or_(none, pc.fill_null(good, False)).to_numpy())
+            if len(bad):
+                sample = self.row(int(bad[0]))
+                raise ManifestError(
+                    f"sample {sample.id!r} has {kind}_offset_bytes {offset[bad[0]].as_py()} and "
+                    f"{kind}_num_bytes {length[bad[0]].as_py()}; must be >= 0 and > 0, or both empty"
+                )
+
+    def _check_numbers(self) -> None:
         ids = self.ids
         if len(set(ids)) < len(ids):
             repeated = [name for name, count in Counter(ids).items() if count > 1]
@@ -99,11 +127,23 @@ class Manifest:
 
     def row(self, i: int) -> Sample:
         """Row `i`, counted from 0."""
-        return Sample(**{name: self.table[name][i].as_py() for name in SCHEMA.names})
+        return Sample(**{name: self.table[name][i].as_py() for name in self.table.column_names})
 
     def path(self, i: int) -> str:
-        """Absolute path of the file of row `i`."""
-        return os.path.join(self.root, self.table["path"][i].as_py())
+        """Absolute path of the file of row `i`, or its URL."""
+        path: str = self.table["path"][i].as_py()
+        if is_url(path):
+            return path
+        return f"{self.root}/{path}" if is_url(self.root) else os.path.join(self.root, path)
+
+    def sources(self, i: int) -> tuple[Source, Source | None]:
+        """What a reader opens for row `i`, and where its sound is when that lies apart; fetches URLs."""
+        return self.row(i).sources(local_copy(self.path(i)))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some of the files are at URLs."""
+        return is_url(self.root) or any(map(is_url, pc.unique(self.table["path"]).to_pylist()))
 
     @property
     def ids(self) -> list[str]:
@@ -189,9 +229,9 @@ class Manifest:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) over all columns but `path`, row by row in the order of ids.
+        """SHA-256 (hex) over all columns but `path` and the places in it, row by row in the order of ids.
 
-        Where the files lie is left out, so that the same data elsewhere keeps its hash; what they contain is
+        Where the data lie is left out, so that the same data elsewhere keep their hash; what they contain is
         in it through `content_hash`.
         """
         digest = hashlib.sha256(f"avssl manifest {VERSION}".encode())
@@ -213,26 +253,29 @@ class Manifest:
     def save(self, path: str | Path) -> None:
         """Write to ``.parquet`` or ``.csv``, whole or not at all.
 
-        A CSV file cannot say its root: unless it lies in the root itself, it holds absolute paths.
+        A CSV file cannot say its root: unless it lies in the root itself, it holds absolute paths. A manifest
+        of shards that is saved beside them goes on to find them there when the folder moves.
         """
         path = Path(path)
+        in_root = path.absolute().parent == self.root
         if path.suffix == ".parquet":
-            metadata = {"avssl.version": str(VERSION), "avssl.root": str(self.root)}
+            beside = in_root and "video_offset_bytes" in self.table.column_names
+            metadata = {"avssl.version": str(VERSION), "avssl.root": BESIDE if beside else str(self.root)}
             with atomic_write(path) as file:
                 pq.write_table(self.table.replace_schema_metadata(metadata), file)
         elif path.suffix == ".csv":
             with atomic_write(path) as file:
-                file.write(self._csv(absolute=path.absolute().parent != self.root).encode())
+                file.write(self._csv(absolute=not in_root).encode())
         else:
             raise ManifestError(f"cannot write a manifest to {path}; the name must end in .parquet or .csv")
 
     def _csv(self, absolute: bool) -> str:
-        columns = {name: self.table[name].to_pylist() for name in SCHEMA.names}
+        columns = {name: self.table[name].to_pylist() for name in self.table.column_names}
         if absolute:
-            columns["path"] = [Path(self.path(i)).as_posix() for i in range(len(self))]
+            columns["path"] = [self.path(i).replace(os.sep, "/") for i in range(len(self))]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(SCHEMA.names)
+        writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
         return text.getvalue()
 
@@ -243,8 +286,9 @@ class Manifest:
         Parameters
         ----------
         path : str or Path
-            A saved manifest, or any table with at least a ``path`` column: what it leaves out takes the
-            defaults of `Sample`. Such rows were never probed; training needs a scan of the list.
+            A saved manifest, which may be at a URL, or any table with at least a ``path`` column: what it
+            leaves out takes the defaults of `Sample`. Such rows were never probed; training needs a scan of
+            the list.
         root : str or Path, optional
             Folder the relative paths start from, for data that moved. Default: the one stored in the parquet
             file, else the folder of the file.
@@ -254,6 +298,10 @@ class Manifest:
         ManifestError
             When the file is missing, damaged, of a later version, or holds unknown columns or wrong values.
         """
+        home: str | Path = Path(path).absolute().parent
+        if is_url(path):
+            home = str(path).rpartition("/")[0]
+            path = local_copy(str(path))
         path = Path(path)
         if path.suffix not in (".parquet", ".csv", ".tsv"):
             raise ManifestError(
@@ -269,9 +317,12 @@ class Manifest:
             if version:
                 table = read_parquet(path)
                 check_names(table.column_names, path, "row 0")
-                return cls(table, stored[b"avssl.root"].decode() if root is None else root)
+                stored_root = stored[b"avssl.root"].decode()
+                if root is None:
+                    root = home if stored_root == BESIDE else stored_root
+                return cls(table, root)
         columns = read_columns(path)
-        root = path.absolute().parent if root is None else root
+        root = home if root is None else root
         return cls.from_samples(samples_of(columns, root), root)
 
 

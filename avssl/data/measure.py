@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avssl.decode import MediaInfo, probe
 from avssl.errors import DecodeError
+from avssl.types import Part, Source
 
-_PART = 64 * 1024
+Parts = tuple[Part | None, Part | None]
+"""Video (or image) and sound of a sample in a tar; both None for a sample that is a file."""
+
+_PIECE = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -22,15 +26,17 @@ class Skipped:
     reason: str
 
 
-def measure(path: str, root: Path) -> tuple[MediaInfo, str] | Skipped:
-    """Streams and fingerprint of a file, or why it is skipped."""
+def measure(path: str, root: Path, parts: Parts = (None, None)) -> tuple[MediaInfo, str] | Skipped:
+    """Streams and fingerprint of a file, or of a sample inside it, or why it is skipped."""
     full = os.path.join(root.absolute(), path)
     try:
         full.encode()
         if not os.path.isfile(full):
             return Skipped(full, "open", "there is no such file")
-        info = probe(full)
-        fingerprint = content_hash(full)
+        sources: list[Source] = [part for part in parts if part is not None]
+        sources = sources or [full]
+        infos = [probe(source) for source in sources]
+        fingerprints = [content_hash(source) for source in sources]
     except UnicodeEncodeError:
         readable = os.fsencode(full).decode("utf-8", "replace")
         return Skipped(readable, "open", "the name of the file is not UTF-8; rename it")
@@ -38,23 +44,31 @@ def measure(path: str, root: Path) -> tuple[MediaInfo, str] | Skipped:
         return Skipped(full, error.stage, error.reason)
     except OSError as error:
         return Skipped(full, "open", error.strerror or str(error))
+    info = infos[0]
+    if len(infos) == 2:
+        duration = max(info.duration_seconds, infos[1].duration_seconds)
+        sound = infos[1].has_audio, infos[1].sample_rate
+        info = replace(info, duration_seconds=duration, has_audio=sound[0], sample_rate=sound[1])
     if not (info.has_video or info.has_audio):
         return Skipped(full, "open", "neither a video nor an audio stream")
     if info.duration_seconds <= 0:
         return Skipped(full, "open", "the file has no length")
-    return info, fingerprint
+    return info, "".join(fingerprints)
 
 
-def content_hash(path: str | Path) -> str:
+def content_hash(source: Source) -> str:
     """Fingerprint of a file: BLAKE2b (128 bits, hex) of its size and its first, middle and last 64 KiB.
 
     Three reads whatever the size: enough to notice a file that was cut, encoded again or replaced, not a
     proof that every byte is the same.
     """
-    size = os.path.getsize(path)
+    if isinstance(source, Part):
+        path, start, size = source.path, source.offset_bytes, source.num_bytes
+    else:
+        path, start, size = os.fspath(source), 0, os.path.getsize(source)
     digest = hashlib.blake2b(size.to_bytes(8, "big"), digest_size=16)
     with open(path, "rb") as file:
-        for offset in (0, max(0, size // 2 - _PART // 2), max(0, size - _PART)):
-            file.seek(offset)
-            digest.update(file.read(_PART))
+        for offset in (0, max(0, size // 2 - _PIECE // 2), max(0, size - _PIECE)):
+            file.seek(start + offset)
+            digest.update(file.read(min(_PIECE, size - offset)))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""From a folder or a list of files to a manifest: every file is probed, and what cannot be read is named."""
+"""From a folder, a list of files or tars to a manifest of what can be read, and names of what cannot."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from avssl.data.manifest import Manifest
-from avssl.data.measure import Skipped, measure
-from avssl.data.tables import Columns, Sample, default_id, read_columns, relative_path
-from avssl.decode import MediaInfo
+from avssl.data.measure import Parts, Skipped
+from avssl.data.probing import Wish, probe_wishes
+from avssl.data.tables import PLACES, Columns, default_id, read_columns, relative_path
+from avssl.data.tars import from_archives
 from avssl.errors import ManifestError
+from avssl.types import Part
 
 EXTENSIONS = frozenset(["mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "flv", "wmv", "ts", "3gp", "ogv"])
 """Extensions of the files a scan of a folder takes up; a list may name any file."""
@@ -44,18 +46,6 @@ class ScanResult:
     ignored: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """A sample before its file was probed; None where nothing was said."""
-
-    path: str
-    id: str
-    start_seconds: float = 0.0
-    end_seconds: float | None = None
-    label: str | None = None
-    split: str | None = None
-
-
 def scan(
     source: str | Path,
     *,
@@ -73,18 +63,21 @@ def scan(
     ``start_seconds``, ``end_seconds``, ``label`` and ``split``; what can be measured is measured, whatever
     the list says. A ``.txt`` list has one path a line. Relative paths start from the folder of the list.
 
+    A ``.tar``, or a folder with no media but tars, is read as WebDataset: members whose names differ only
+    after the first dot are one sample.
+
     Parameters
     ----------
     source : str or Path
-        Folder or list.
+        Folder, list or tar.
     split : str, optional
         Split of all files, whatever folders or list say.
     val_share : float in [0, 1)
         Of the files that have no split, about this share goes to split ``"test"``, chosen by a hash of the
         relative path (all parts of a file go the same way); the others to ``"train"``.
     images : bool
-        Whether a folder's images count as well, each a video of one frame; beside videos they are often
-        only thumbnails.
+        Whether images of a folder or tar count as well, each a video of one frame; beside videos they are
+        often only thumbnails.
     workers : int >= 1, optional
         Threads that probe; default: four more than processors, at most 32.
     progress : callable, optional
@@ -100,15 +93,25 @@ def scan(
     if not 0 <= val_share < 1:
         raise ManifestError(f"val_share must be at least 0 and below 1; got {val_share}")
     ignored: dict[str, int] = {}
+    refused: list[Skipped] = []
+    taken_images = IMAGES if images else frozenset()
+    root = source if source.is_dir() else source.absolute().parent
     if source.is_dir():
-        root = source
-        files, ignored = _find_media(source, EXTENSIONS | IMAGES if images else EXTENSIONS)
-        wishes = _from_folders(files)
+        files, ignored = _find_media(source, EXTENSIONS | taken_images)
+        if files:
+            wishes = _from_folders(files)
+        else:
+            files = sorted(walk_files(os.path.abspath(source)))
+            archives = [Path(name) for name in files if name.lower().endswith(".tar")]
+            wishes, refused = from_archives(archives, root, EXTENSIONS, taken_images)
+            ignored.pop(".tar", None)
+    elif source.suffix.lower() == ".tar" and source.is_file():
+        wishes, refused = from_archives([source.absolute()], root, EXTENSIONS, taken_images)
     else:
-        root = source.absolute().parent
         wishes = _from_list(source)
     wishes = _with_splits(wishes, split, val_share)
-    samples, skipped = _probe_all(wishes, root, workers, progress)
+    samples, skipped = probe_wishes(wishes, root, workers, progress)
+    skipped = refused + skipped
     if not samples:
         first = skipped[0]
         raise ManifestError(
@@ -122,16 +125,19 @@ def scan(
 
 
 def _find_media(folder: Path, extensions: frozenset[str]) -> tuple[list[str], dict[str, int]]:
-    """Sorted posix paths of media files relative to the folder; number of other files by extension."""
+    """Sorted posix paths of media files relative to the folder; number of other files by extension.
+
+    There is at least one media file or one tar.
+    """
     media: list[str] = []
     others: Counter[str] = Counter()
-    for name in _walk(str(folder)):
+    for name in walk_files(str(folder)):
         extension = os.path.splitext(name)[1].lower()
         if extension[1:] in extensions:
             media.append(os.path.relpath(name, folder).replace(os.sep, "/"))
         else:
             others[extension or "(none)"] += 1
-    if not media:
+    if not media and ".tar" not in others:
         seen = ", ".join(f"{extension} ({count})" for extension, count in others.most_common(10))
         raise ManifestError(
             f"no media file below {folder}; extensions seen: {seen or 'none, the folder is empty'}; "
@@ -140,7 +146,7 @@ def _find_media(folder: Path, extensions: frozenset[str]) -> tuple[list[str], di
     return sorted(media), dict(others)
 
 
-def _walk(top: str) -> Iterator[str]:
+def walk_files(top: str) -> Iterator[str]:
     """All files below a folder, through linked folders too, each real folder once."""
     seen: set[tuple[int, int]] = set()
 
@@ -159,7 +165,7 @@ def _walk(top: str) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in files)
 
 
-def _from_folders(files: Sequence[str]) -> list[_Wish]:
+def _from_folders(files: Sequence[str]) -> list[Wish]:
     """Split and label of each file from the folders it lies in."""
     parts = [name.split("/")[:-1] for name in files]
     tops = {folders[0].lower() for folders in parts if folders}
@@ -169,11 +175,11 @@ def _from_folders(files: Sequence[str]) -> list[_Wish]:
     for name, folders in zip(files, parts, strict=True):
         split = SPLIT_FOLDERS[folders[0].lower()] if by_split and folders else None
         classes = folders[1:] if by_split else folders
-        wishes.append(_Wish(name, name, label=classes[0] if classes else None, split=split))
+        wishes.append(Wish(name, name, label=classes[0] if classes else None, split=split))
     return wishes
 
 
-def _from_list(source: Path) -> list[_Wish]:
+def _from_list(source: Path) -> list[Wish]:
     """What a list asks for."""
     if not source.exists():
         raise ManifestError(f"{source} does not exist; give a folder or a list of files")
@@ -196,13 +202,19 @@ def _from_list(source: Path) -> list[_Wish]:
         given = {name: value for name, value in zip(names, said, strict=True) if value is not None}
         path = relative_path(path, source.absolute().parent)
         given.setdefault("id", default_id(path, given.get("start_seconds", 0.0), given.get("end_seconds")))
-        wishes.append(_Wish(path, **given))
+        wishes.append(Wish(path, **given))
+    if PLACES.names[0] in columns.values:
+        places = zip(*(columns.get(name) for name in PLACES.names), strict=True)
+        wishes = [
+            replace(wish, parts=_parts(os.path.join(source.absolute().parent, wish.path), *place))
+            for wish, place in zip(wishes, places, strict=True)
+        ]
     if not wishes:
         raise ManifestError(f"{source} lists no file; add one a line")
     return wishes
 
 
-def _with_splits(wishes: list[_Wish], split: str | None, val_share: float) -> list[_Wish]:
+def _with_splits(wishes: list[Wish], split: str | None, val_share: float) -> list[Wish]:
     """The split of each sample: the one asked for, else its own, else by a hash of its path."""
     if split is not None:
         wishes = [replace(wish, split=split) for wish in wishes]
@@ -218,59 +230,9 @@ def _position(path: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-# ---- what is in them
-
-
-def _probe_all(
-    wishes: list[_Wish], root: Path, workers: int | None, progress: Callable[[int, int], None] | None
-) -> tuple[list[Sample], list[Skipped]]:
-    """Probe each file once, in threads: the decoding libraries release the interpreter lock."""
-    paths = list(dict.fromkeys(wish.path for wish in wishes))
-    found: dict[str, tuple[MediaInfo, str] | Skipped] = {}
-    pool = ThreadPoolExecutor(workers or min(32, (os.cpu_count() or 1) + 4))
-    try:
-        results = pool.map(lambda path: measure(path, root), paths)
-        for done, (path, result) in enumerate(zip(paths, results, strict=True), start=1):
-            found[path] = result
-            if progress is not None:
-                progress(done, len(paths))
-    finally:
-        pool.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for the files in the queue
-    skipped = [result for result in found.values() if isinstance(result, Skipped)]
-    samples = []
-    for wish in wishes:
-        result = found[wish.path]
-        if isinstance(result, Skipped):
-            continue
-        sample = _sample(wish, *result)
-        if isinstance(sample, Skipped):
-            skipped.append(sample)
-        else:
-            samples.append(sample)
-    return samples, skipped
-
-
-def _sample(wish: _Wish, info: MediaInfo, fingerprint: str) -> Sample | Skipped:
-    """The row of a file, or why the part asked for is not in it."""
-    # An end of 0, as of rows never probed, means the end of the file.
-    end = min(wish.end_seconds or info.duration_seconds, info.duration_seconds)
-    if not 0 <= wish.start_seconds < end:
-        reason = (
-            f"{wish.start_seconds} s to {end} s is empty or outside the {info.duration_seconds} s of the file"
-        )
-        return Skipped(wish.id, "open", reason)
-    return Sample(
-        id=wish.id,
-        path=wish.path,
-        start_seconds=wish.start_seconds,
-        end_seconds=end,
-        label=wish.label,
-        split=wish.split or "train",
-        has_video=info.has_video,
-        has_audio=info.has_audio,
-        duration_seconds=info.duration_seconds,
-        fps=info.fps,
-        width=info.width,
-        height=info.height,
-        content_hash=fingerprint,
+def _parts(path: str, video_offset: Any, video_bytes: Any, audio_offset: Any, audio_bytes: Any) -> Parts:
+    """Parts of the file a row of a list names."""
+    return (
+        Part(path, video_offset, video_bytes) if video_offset is not None and video_bytes else None,
+        Part(path, audio_offset, audio_bytes) if audio_offset is not None and audio_bytes else None,
     )

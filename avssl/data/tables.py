@@ -13,7 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from avssl.data.remote import is_url
 from avssl.errors import ManifestError
+from avssl.types import Part, Source
 
 SCHEMA = pa.schema(
     [
@@ -33,6 +35,17 @@ SCHEMA = pa.schema(
     ]
 )
 
+PLACES = pa.schema(
+    [
+        pa.field(f"{kind}_{what}_bytes", pa.int64())
+        for kind in ("video", "audio")
+        for what in ("offset", "num")
+    ]
+)
+"""Further columns of a manifest of shards: where in the file at ``path`` the media files of a sample lie."""
+
+NAMES = [*SCHEMA.names, *PLACES.names]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -47,7 +60,7 @@ class Sample:
     start_seconds, end_seconds : float
         The stretch of the file that belongs to the sample, from the start of the file.
     label : str or None
-        Class.
+        Class; several are joined by ``;``.
     split : str
         ``"train"``, ``"val"``, ``"test"`` or any other name.
     has_video, has_audio : bool
@@ -60,6 +73,9 @@ class Sample:
         Size of the frames in pixels, 0 without video or when never probed.
     content_hash : str
         Fingerprint of the bytes of the file (see `avssl.data.measure.content_hash`), empty when never probed.
+    video_offset_bytes, video_num_bytes, audio_offset_bytes, audio_num_bytes : int or None
+        Of a sample in a tar: where its video (or image) and its sound lie in the file at `path`. None for
+        what lies in no file of its own; all four are None for a sample that is a file.
     """
 
     id: str
@@ -75,6 +91,21 @@ class Sample:
     width: int = 0
     height: int = 0
     content_hash: str = ""
+    video_offset_bytes: int | None = None
+    video_num_bytes: int | None = None
+    audio_offset_bytes: int | None = None
+    audio_num_bytes: int | None = None
+
+    def sources(self, path: str) -> tuple[Source, Source | None]:
+        """What a reader opens, and where the sound is when it lies apart; `path` is where the file is now."""
+        parts = []
+        for offset, length in (
+            (self.video_offset_bytes, self.video_num_bytes),
+            (self.audio_offset_bytes, self.audio_num_bytes),
+        ):
+            if offset is not None and length is not None:
+                parts.append(Part(path, offset, length))
+        return (parts[0] if parts else path), (parts[1] if len(parts) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -125,7 +156,8 @@ def read_columns(path: Path) -> Columns:
         names, rows, places = _read_text(path, "\t" if path.suffix.lower() == ".tsv" else ",")
     values = {}
     for name, cells in zip(names, rows, strict=True):
-        convert = _CONVERT[SCHEMA.field(name).type]
+        schema = SCHEMA if name in SCHEMA.names else PLACES
+        convert = _CONVERT[schema.field(name).type]
         values[name] = [_cell(convert, c, name, path, p) for c, p in zip(cells, places, strict=True)]
     for cell, place in zip(values["path"], places, strict=True):
         if cell is None:
@@ -152,11 +184,11 @@ def read_metadata(path: Path) -> dict[bytes, bytes]:
 def check_names(names: list[str], path: Path, place: str) -> None:
     """Refuse unknown, repeated and missing columns."""
     for name in names:
-        if name not in SCHEMA.names:
-            nearest = difflib.get_close_matches(name, SCHEMA.names, 1, 0.5)
+        if name not in NAMES:
+            nearest = difflib.get_close_matches(name, NAMES, 1, 0.5)
             hint = f"did you mean {nearest[0]!r}? " if nearest else ""
             raise ManifestError(
-                f"{path}, {place}: unknown column {name!r}; {hint}Allowed columns: {', '.join(SCHEMA.names)}"
+                f"{path}, {place}: unknown column {name!r}; {hint}Allowed columns: {', '.join(NAMES)}"
             )
         if names.count(name) > 1:
             raise ManifestError(f"{path}, {place}: column {name!r} is there twice; keep one")
@@ -202,6 +234,7 @@ _CONVERT: dict[pa.DataType, Callable[[Any], Any]] = {
     pa.string(): _to_text,
     pa.float64(): float,
     pa.int32(): int,
+    pa.int64(): int,
     pa.bool_(): _to_bool,
 }
 _RULES: dict[Callable[[Any], Any], str] = {
@@ -239,7 +272,9 @@ def samples_of(columns: Columns, root: str | Path) -> list[Sample]:
 
 
 def relative_path(path: str, root: str | Path) -> str:
-    """Posix path relative to `root` when below it, else absolute; links are not resolved."""
+    """Posix path relative to `root` when below it, else absolute, or a URL; links are not resolved."""
+    if is_url(path):
+        return path
     base = os.path.abspath(root)
     full = os.path.normpath(os.path.join(base, path))
     inside = full.startswith(base.rstrip(os.sep) + os.sep)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
 from av.container import InputContainer
 from av.stream import Disposition
 
+from avssl.decode.source import ffmpeg_url, head
 from avssl.errors import DecodeError
+from avssl.types import Source
 
 # What PyAV raises for a file it cannot digest: its own errors, and Python's for values it did not expect.
-AV_FAILURES = (av.FFmpegError, ArithmeticError, LookupError, ValueError, OSError)
+AV_FAILURES = (av.FFmpegError, ArithmeticError, LookupError, ValueError, OSError, MemoryError)
+
+# A few bytes can declare a picture of gigabytes: decoders refuse more than 16,384 x 8,192 pixels.
+MAX_PIXELS = {"max_pixels": str(2**27)}
 
 # MPEG program streams stamp only some packets: after a seek FFmpeg counts on from the stamp of another one.
 GUESSED_AFTER_SEEK = ("mpeg",)
+
+
+# How to open MP4 and QuickTime files, which have an index, without decoding a frame.
+HEADER_ONLY: dict[str, Any] = {
+    "options": {"skip_frame": "all", **MAX_PIXELS},
+    "container_options": {"analyzeduration": "1"},
+}
 
 
 class CannotReadError(ValueError):
@@ -27,7 +37,7 @@ class CannotReadError(ValueError):
 
 
 @contextmanager
-def failures_as_decode_error(path: str | Path, stage: str) -> Iterator[None]:
+def failures_as_decode_error(source: Source, stage: str) -> Iterator[None]:
     """Turn whatever PyAV raises inside the block into a `DecodeError` of `stage`."""
     try:
         yield
@@ -36,27 +46,36 @@ def failures_as_decode_error(path: str | Path, stage: str) -> Iterator[None]:
             reason = str(error)
         else:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise DecodeError(path, stage, reason) from error
+        raise DecodeError(str(source), stage, reason) from error
 
 
 @contextmanager
-def open_container(path: str | Path) -> Iterator[InputContainer]:
-    """Open `path` for reading and close it at the end of the block.
+def open_container(source: Source, quick: bool = False) -> Iterator[InputContainer]:
+    """Open a source for reading and close it at the end of the block.
+
+    Parameters
+    ----------
+    source : str, Path or Part
+        What to open.
+    quick : bool
+        Do not look beyond the header if that tells all but the pixel format. A decoder then learns only from
+        its packets how many frames to hold back for reordering: some may be lost, none is wrong.
 
     Raises
     ------
     DecodeError
-        Stage "open": the file is missing, empty, a folder or a pipe, or is no media file.
+        Stage "open": the source is missing, empty, a folder or a pipe, or is no media file.
     """
-    if not os.path.isfile(path):  # a pipe would block for ever
-        kind = "not a regular file" if os.path.exists(path) else "no such file"
-        raise DecodeError(path, "open", f"{kind}; give the path of a media file")
-    if os.path.getsize(path) == 0:
-        raise DecodeError(path, "open", "the file is empty (0 bytes)")
-    with failures_as_decode_error(path, "open"):
-        # "file:" keeps a name with a colon from being read as a network address; a title that is not
-        # valid UTF-8 must not make a file unreadable.
-        container = av.open(f"file:{os.fspath(path)}", metadata_errors="replace")
+    url = ffmpeg_url(source)
+    with failures_as_decode_error(source, "open"):
+        # A title that is not valid UTF-8 must not make a file unreadable.
+        if quick and head(source, 8)[4:] == b"ftyp":
+            container = av.open(url, metadata_errors="replace", **HEADER_ONLY)
+            if not all(stream.frames for stream in container.streams if is_media(stream)):
+                container.close()  # fragments: each has a header of its own
+                container = av.open(url, metadata_errors="replace", options=MAX_PIXELS)
+        else:
+            container = av.open(url, metadata_errors="replace", options=MAX_PIXELS)
     with container:
         yield container
 
@@ -74,16 +93,17 @@ def pick_stream(container: InputContainer, kind: str) -> Any | None:
             # Many readers run side by side: threads inside the codec only cost their start.
             stream.codec_context.thread_count = 1
             stream.codec_context.thread_type = "NONE"
+            stream.codec_context.options = MAX_PIXELS
             return stream
     return None
 
 
-def require_stream(path: str | Path, container: InputContainer, kind: str) -> Any:
+def require_stream(source: Source, container: InputContainer, kind: str) -> Any:
     """As `pick_stream`; a missing stream is a `DecodeError` of stage `kind`."""
-    with failures_as_decode_error(path, kind):
+    with failures_as_decode_error(source, kind):
         stream = pick_stream(container, kind)
     if stream is None:
-        raise DecodeError(path, kind, f"the file has no {kind} stream")
+        raise DecodeError(str(source), kind, f"the file has no {kind} stream")
     return stream
 
 

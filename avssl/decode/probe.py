@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
 from av.container import InputContainer
 
 from avssl.decode.container import failures_as_decode_error, open_container, pick_stream, start_seconds
+from avssl.types import Source
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MediaInfo:
     sample_rate: int
 
 
-def probe(path: str | Path) -> MediaInfo:
+def probe(path: Source) -> MediaInfo:
     """Look into a file: headers, the first frame for the orientation, packets only if durations are missing.
 
     Raises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -22,10 +23,65 @@ CONTEXT_SECONDS = 0.02
 # Timestamps that differ by less from the end of the sound before them are rounding, not a gap.
 MAX_JITTER_SECONDS = 0.005
 
+# Rates that a damaged header may declare lie far outside, and would ask for gigabytes of samples.
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 1_000_000
+# 60 dB above full scale: floating-point samples that are no sound, and whose energy overflows.
+MAX_AMPLITUDE = 1000.0
+
 # PyAV looks for the end of the planes in a list that has none for this many, and reads beyond it.
 UNSAFE_PLANES = 8
 # Weights of ITU-R BS.775 for folding down to mono, without low-frequency effects; others weigh a half.
 CHANNEL_WEIGHTS = {"FC": 1.0, "FL": math.sqrt(0.5), "FR": math.sqrt(0.5), "LFE": 0.0, "LFE2": 0.0}
+
+
+@dataclass(frozen=True)
+class NativeWindow:
+    """The samples of a file that make a window, with some before and after it for the resampling filter.
+
+    Parameters
+    ----------
+    first : int
+        Number of the first sample; may be negative.
+    length : int
+        Samples in all.
+    context : int
+        Samples before and after the window itself.
+    margin : int
+        Samples to drop at the start once resampled.
+    """
+
+    first: int
+    length: int
+    context: int
+    margin: int
+
+    @classmethod
+    def of(cls, window: AudioWindow, begin_seconds: float, sample_rate: int) -> NativeWindow:
+        """Samples of a file of `sample_rate` for a window that begins at `begin_seconds` of its clock.
+
+        The context is a whole number of periods of both rates: the window starts on a sample of either.
+
+        Raises
+        ------
+        CannotReadError
+            No sound has such a rate.
+        """
+        if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+            raise CannotReadError(
+                f"the sound is declared to have {sample_rate:,} samples a second; "
+                f"must be {MIN_SAMPLE_RATE:,} to {MAX_SAMPLE_RATE:,}"
+            )
+        shared = math.gcd(sample_rate, window.sample_rate)
+        periods = math.ceil(CONTEXT_SECONDS * shared)
+        context = periods * sample_rate // shared
+        inside = math.ceil(window.duration_seconds * sample_rate) + 1
+        first = round(begin_seconds * sample_rate) - context
+        return cls(first, inside + 2 * context, context, periods * window.sample_rate // shared)
+
+    def is_heard(self, low: int, high: int) -> bool:
+        """Whether a stretch of samples, from `low` up to `high` of the file, reaches into the window."""
+        begin, end = self.first + self.context, self.first + self.length - self.context - 1
+        return max(low, begin) < min(high, end)
 
 
 def read_sound(container: InputContainer, stream: Any, window: AudioWindow, zero: Fraction) -> Tensor:
@@ -42,13 +98,30 @@ def read_sound(container: InputContainer, stream: Any, window: AudioWindow, zero
     """
     begin = float(zero) + window.start_seconds
     runs = _decode_around(container, stream, begin, begin + window.duration_seconds)
-    native, is_heard, margin = runs.cut(begin, window)
+    native = NativeWindow.of(window, begin, runs.sample_rate)
+    samples, is_heard = runs.cut(native)
+    return finish(samples, is_heard, native, runs.sample_rate, window)
+
+
+def finish(
+    samples: np.ndarray, is_heard: bool, native: NativeWindow, sample_rate: int, window: AudioWindow
+) -> Tensor:
+    """Samples of the file, float32 (native.length,), as the waveform of the window.
+
+    Raises
+    ------
+    CannotReadError
+        None of them is heard: all lie outside the sound of the file; or they are no sound.
+    """
     if not is_heard:
         end = window.start_seconds + window.duration_seconds
         raise CannotReadError(f"no sound can be decoded between {window.start_seconds:g} s and {end:g} s")
-    waveform = resample(native, runs.sample_rate, window.sample_rate)[margin : margin + window.num_samples]
+    if not np.abs(samples).max() <= MAX_AMPLITUDE:  # NaN as well
+        raise CannotReadError("the samples are no sound: not numbers, or 60 dB above full scale")
+    waveform = resample(samples, sample_rate, window.sample_rate)
+    waveform = waveform[native.margin : native.margin + window.num_samples]
     missing = window.num_samples - len(waveform)
-    return torch.from_numpy(np.pad(waveform, (0, missing)))[None]
+    return torch.from_numpy(np.pad(waveform, (0, missing)) if missing else waveform)[None]
 
 
 def _decode_around(container: InputContainer, stream: Any, begin: float, end: float) -> SoundRuns:
@@ -80,7 +153,7 @@ def _decode(context: Any, packet: Any | None) -> list[Any]:
     """Frames of a packet (None: the last ones); a damaged packet has none and leaves a gap."""
     try:
         return context.decode(packet)
-    except (av.InvalidDataError, av.EOFError):
+    except (av.InvalidDataError, av.EOFError, av.PermissionError):  # the last is how AAC refuses one
         return []
 
 
@@ -110,27 +183,17 @@ class SoundRuns:
                 self._runs.append(_Run())
             self._runs[-1].append(start, mono(frame))
 
-    def cut(self, begin: float, window: AudioWindow) -> tuple[np.ndarray, bool, int]:
-        """Samples around the window, whether any inside it is known, and the samples to drop once resampled.
-
-        The context is a whole number of periods of both rates: the window starts on a sample of either.
-        """
-        if not self._runs:
-            return np.zeros(0, np.float32), False, 0
-        shared = math.gcd(self.sample_rate, window.sample_rate)
-        periods = math.ceil(CONTEXT_SECONDS * shared)
-        context = periods * self.sample_rate // shared
-        length = math.ceil(window.duration_seconds * self.sample_rate) + 1
-        first = round(begin * self.sample_rate)
-        samples = np.zeros(length + 2 * context, np.float32)
+    def cut(self, native: NativeWindow) -> tuple[np.ndarray, bool]:
+        """Samples of a window with its context, zeros where none are known, and whether any inside it is."""
+        samples = np.zeros(native.length, np.float32)
         is_heard = False
         for run in self._runs:
-            start, piece = run.start - (first - context), np.concatenate(run.pieces)
+            start, piece = run.start - native.first, np.concatenate(run.pieces)
             low, high = max(start, 0), min(start + len(piece), len(samples))
             if low < high:
                 samples[low:high] = piece[low - start : high - start]
-                is_heard |= low < context + length - 1 and high > context
-        return samples, is_heard, periods * window.sample_rate // shared
+                is_heard |= native.is_heard(native.first + low, native.first + high)
+        return samples, is_heard
 
 
 class _Run:

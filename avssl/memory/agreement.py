@@ -23,7 +23,7 @@ __all__ = ["Agreement", "Method", "Mining", "agreement_scores", "mine_positives"
 Method = Literal["auto", "exact", "clusters", "flat", "ivf", "hnsw", "ivfpq"]
 
 EXACT_ROWS = {"cpu": 200_000, "cuda": 2_000_000}
-"""Up to so many rows "auto" is exact: about half a minute on two CPU cores."""
+"""Up to so many rows "auto" is exact: about a minute on two CPU cores."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avssl import dist
+
 MANY = 2**62
 """Draws below this modulo a few million are uniform to one part in a million million."""
 
@@ -79,7 +81,10 @@ def draw_negatives(pool: Pool, exclude: Tensor, num_negatives: int) -> Tensor:
     outside = (exclude < 0) | ~pool.member[exclude.clamp_min(0)]
     excluded = pool.position[exclude.clamp_min(0)].masked_fill(outside, size).sort(dim=1).values
     left = size - (excluded < size).sum(dim=1, keepdim=True)
-    draws = torch.randint(MANY, (len(exclude), num_negatives), device=exclude.device) % left
+    number = dist.world_size() * len(
+        exclude
+    )  # ranks share a seed: each takes its rows of what one would draw
+    draws = dist.own_rows(torch.randint(MANY, (number, num_negatives), device=exclude.device)) % left
     below = torch.arange(excluded.shape[1], device=exclude.device)
     shifted = torch.where(excluded < size, excluded - below, size)  # a filler is above every draw
     return pool.rows[draws + torch.searchsorted(shifted, draws, right=True)]

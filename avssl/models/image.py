@@ -60,6 +60,11 @@ class ImageEncoder(StagedEncoder):
         maps["pool"] = self._pooled(frames, batch)
         return maps
 
+    def blocks(self) -> list[nn.Module]:
+        """The blocks one after another, from first stage to last: what is sharded piece by piece."""
+        parts = [self.get_submodule(path) for name in self.stage_names for path in self.stages[name]]
+        return [block for part in parts if _has_blocks(part) for block in part.children()]
+
     def _stage(self, name: str, x: Tensor) -> Tensor:
         for path in self.stages[name]:
             x = self.get_submodule(path)(x)
@@ -67,6 +72,11 @@ class ImageEncoder(StagedEncoder):
 
     def _pooled(self, frames: Tensor, batch: int) -> Tensor:
         return self.pool(frames).flatten(1).unflatten(0, (batch, -1)).mean(1)
+
+
+def _has_blocks(part: nn.Module) -> bool:
+    """Whether a part of a stage is a sequence of residual blocks, and not a stem or a single layer."""
+    return isinstance(part, nn.Sequential) and not isinstance(part[0], nn.Conv2d)
 
 
 def _frames(video: Tensor) -> Tensor:

@@ -173,27 +173,24 @@ def from_seer(content: Mapping[str, Any]) -> VisualWeights:
     return VisualWeights("SEER", trunk_class, arguments, trunk, heads, notes)
 
 
-_SEER_RULES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^_feature_blocks\.", ""),
-        (r"^conv1\.stem\.", "stem."),
-        (r"\.block\d+-part\d+\.", "."),  # sharding's own level, in the file of 10 billion parameters
-        (r"^res\d+\.block(\d+)-", r"trunk_output.block\1.block\1-"),
-        (r"^(trunk_output\.block\d+\.block\d+-\d+)\.proj\.", r"\1.proj.0."),
-        (r"^(trunk_output\.block\d+\.block\d+-\d+)\.bn\.", r"\1.proj.1."),
-        (r"\.f\.c\.", ".f.c.0."),
-        (r"\.f\.final_bn\.", ".f.c.1."),
-        (r"\.f\.se\.excitation\.0\.", ".f.se.fc1."),
-        (r"\.f\.se\.excitation\.2\.", ".f.se.fc2."),
-    )
-]
+_SEER_RULES = (
+    (r"^_feature_blocks\.", ""),
+    (r"^conv1\.stem\.", "stem."),
+    (r"\.block\d+-part\d+\.", "."),  # sharding's own level, in the file of 10 billion parameters
+    (r"^res\d+\.block(\d+)-", r"trunk_output.block\1.block\1-"),
+    (r"^(trunk_output\.block\d+\.block\d+-\d+)\.proj\.", r"\1.proj.0."),
+    (r"^(trunk_output\.block\d+\.block\d+-\d+)\.bn\.", r"\1.proj.1."),
+    (r"\.f\.c\.", ".f.c.0."),
+    (r"\.f\.final_bn\.", ".f.c.1."),
+    (r"\.f\.se\.excitation\.0\.", ".f.se.fc1."),
+    (r"\.f\.se\.excitation\.2\.", ".f.se.fc2."),
+)
 
 
 def seer_to_torchvision(key: str) -> str:
     """Name in torchvision's RegNet (or ResNet) of a key of VISSL's trunk; unknown parts stay as they are."""
     for pattern, replacement in _SEER_RULES:
-        key = pattern.sub(replacement, key)
+        key = re.sub(pattern, replacement, key)
     return key
 
 
@@ -280,16 +277,16 @@ def _fitted(
     if counters:
         notes.append(f"filled in with 0: {complaint('of counters', counters)}")
     given = given | {key: torch.zeros((), dtype=torch.long) for key in counters}
-    shapes = {key: tuple(tensor.shape) for key, tensor in given.items() if isinstance(tensor, Tensor)}
+    shapes = {key: tuple(x.shape) if isinstance(x, Tensor) else "no tensor" for key, x in given.items()}
     complaints = [
         complaint("missing", [key for key in expected if key not in given]),
         complaint("unexpected", [key for key in given if key not in expected]),
         complaint(
             "of another shape",
             [
-                f"{key} {shapes.get(key, 'no tensor')} where the network has {tuple(tensor.shape)}"
+                f"{key} {shapes[key]} where the network has {tuple(tensor.shape)}"
                 for key, tensor in expected.items()
-                if key in given and shapes.get(key) != tuple(tensor.shape)
+                if key in shapes and shapes[key] != tuple(tensor.shape)
             ],
         ),
     ]

@@ -97,8 +97,8 @@ class AVID(Objective):
         Coefficients of the cross-modal and the within-modal terms.
     contrast : {"nce", "softmax"}
         Official noise-contrastive estimation, or InfoNCE over the same positives and negatives.
-    partition : {"first_batch", "start_of_stage", "per_term"} or float > 0
-        Rule or value of Z, see `Partition`; matters to ``contrast="nce"`` only.
+    partition : {"first_batch", "start_of_stage", "per_term"} or float > 0, optional
+        Rule or value of Z, see `Partition`; None is ``"first_batch"``, or no Z at all with a softmax.
     shared_negatives : bool
         One pool of K negatives for the whole batch instead of K draws a sample: one matrix product, many
         times faster. Each sample leaves out of the pool what it may not be told from.
@@ -120,6 +120,7 @@ class AVID(Objective):
     """
 
     needs_audio: ClassVar[bool] = True
+    sync_trunks: ClassVar[bool] = False  # as the release
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class AVID(Objective):
         cross: float = 1.0,
         within: float = 0.0,
         contrast: Contrast = "nce",
-        partition: PartitionRule = "first_batch",
+        partition: PartitionRule | None = None,
         shared_negatives: bool = False,
         bank_dtype: BankDtype = "float32",
         unseen_negatives: bool = False,
@@ -141,6 +142,8 @@ class AVID(Objective):
         _require(num_negatives >= 1, f"num_negatives must be at least 1; got {num_negatives}")
         _require(temperature > 0, f"temperature must be above 0; got {temperature}")
         _require(contrast in ("nce", "softmax"), f"contrast must be 'nce' or 'softmax'; got {contrast!r}")
+        has_z = contrast == "nce"
+        _require(has_z or partition is None, f"partition must be null with a softmax; got {partition!r}")
         self.encoders = encoders
         self.num_negatives = num_negatives
         self.temperature = temperature
@@ -148,7 +151,7 @@ class AVID(Objective):
         self.shared_negatives = shared_negatives
         self.unseen_negatives = unseen_negatives
         self.bank = MemoryBank(num_instances, encoders.embedding_dim, momentum, bank_dtype)
-        self.weigh({"cross": cross, "within": within}, partition)
+        self.weigh({"cross": cross, "within": within}, "first_batch" if partition is None else partition)
 
     def weigh(self, coefficients: dict[str, float], partition: PartitionRule) -> None:
         """Set the weight of each kind of term, and with it which terms there are to have a Z."""

@@ -6,7 +6,7 @@ Zbontar, Jing, Misra, LeCun, Deny, "Barlow Twins: self-supervised learning via r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,8 @@ class BarlowTwins(Objective):
     >>> objective = BarlowTwins(encoders)
     >>> objective(views)["loss"].backward()
     """
+
+    heads: ClassVar[tuple[str, ...]] = ("projector",)
 
     def __init__(
         self,

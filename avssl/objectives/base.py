@@ -12,7 +12,7 @@ An objective owns all that its method must remember (encoders, heads, banks, pro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -75,9 +75,15 @@ class Objective(nn.Module):
         What is trained, exported and evaluated: has the trunk `video`, and `audio` in audio-visual methods.
     needs_audio : bool
         Whether the method learns from sound.
+    sync_trunks : bool
+        Whether batch norms of the trunks count the samples of all processes that train together.
+    heads : tuple of str
+        Submodules besides the encoders that a later stage of the method goes on with, where they fit.
     """
 
     needs_audio: ClassVar[bool] = False
+    sync_trunks: ClassVar[bool] = True
+    heads: ClassVar[tuple[str, ...]] = ()
     encoders: Any
     done_steps: int = 0
     total_steps: int = 1
@@ -123,6 +129,8 @@ class Objective(nn.Module):
     def start_from(self, state: dict[str, Tensor]) -> int:
         """Begin a new stage from the state dict of another objective on the same encoders.
 
+        Heads whose names and shapes fit come along, see `heads_in`; the others begin afresh.
+
         Returns
         -------
         int
@@ -135,8 +143,32 @@ class Objective(nn.Module):
             self.encoders.video.load_state_dict({k.removeprefix("video."): v for k, v in encoders.items()})
         else:
             self.encoders.load_state_dict(encoders)
+        for name, misfit in self.heads_in(state).items():
+            if misfit is None:  # not strict, for counters of batches that old files lack
+                self.get_submodule(name).load_state_dict(_below(name, state), strict=False)
         return 0
+
+    def heads_in(self, state: Mapping[str, Tensor]) -> dict[str, str | None]:
+        """Which heads a state dict holds: for each of `heads` None if it fits, else why it does not."""
+        return {name: _misfit(self.get_submodule(name), _below(name, state)) for name in self.heads}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimiser, with the method's exceptions to its settings."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+
+def _below(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a state dict that belongs to a submodule."""
+    return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+
+
+def _misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """The first difference in names or shapes between a module and a state dict; None if it fits."""
+    if not state:
+        return "not there"
+    here, there = ({key: tuple(x.shape) for key, x in one.items()} for one in (module.state_dict(), state))
+    for key in {**here, **there}:
+        counter = key.endswith("num_batches_tracked") and key not in there
+        if here.get(key) != there.get(key) and not counter:
+            return f"{key} is {there.get(key, 'missing')}, in the recipe {here.get(key, 'missing')}"
+    return None

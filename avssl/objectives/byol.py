@@ -8,7 +8,7 @@ of the student. There are no negatives.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,6 +95,8 @@ class BYOL(Objective):
     >>> objective.after_step()
     """
 
+    heads: ClassVar[tuple[str, ...]] = ("projector", "predictor", "teacher")
+
     def __init__(
         self,
         encoders: nn.Module,
@@ -153,9 +155,10 @@ class BYOL(Objective):
         return {}
 
     def start_from(self, state: dict[str, Tensor]) -> int:
-        """Begin from another objective's encoders; the teacher begins as this student."""
+        """Begin from another stage; unless its teacher fits, the teacher begins as this student."""
         remembered = super().start_from(state)
-        self.teacher.start_from(self.encoders.video, self.projector)
+        if self.heads_in(state)["teacher"] is not None:
+            self.teacher.start_from(self.encoders.video, self.projector)
         return remembered
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ class CMA(AVID):
     ----------
     encoders, num_instances, num_negatives, temperature, momentum, contrast, partition, shared_negatives, \
     bank_dtype, unseen_negatives
-        As for `AVID`.
+        As for `AVID`, but a partition of None is ``"per_term"``.
     num_positives : int >= 1
         Size k of a positive set.
     num_negatives_positive : int >= 1
@@ -75,7 +75,7 @@ class CMA(AVID):
         positive_cross: float = 0.0,
         positive_within: float = 1.0,
         contrast: Contrast = "nce",
-        partition: PartitionRule = "per_term",
+        partition: PartitionRule | None = None,
         shared_negatives: bool = False,
         bank_dtype: BankDtype = "float32",
         unseen_negatives: bool = False,
@@ -116,7 +116,7 @@ class CMA(AVID):
             "positive_cross": positive_cross,
             "positive_within": positive_within,
         }
-        self.weigh(coefficients, partition)
+        self.weigh(coefficients, "per_term" if partition is None else partition)
         self.register_buffer(
             "positive_set", torch.full((num_instances, num_positives), -1, dtype=torch.int32)
         )

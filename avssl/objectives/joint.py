@@ -135,12 +135,15 @@ class Joint(Objective):
 
     def start_from(self, state: dict[str, Tensor]) -> int:
         """Begin each part from the part of its name, or from the whole state of a single objective."""
-        carried = 0
-        for name, part in self.objectives.items():
-            prefix = f"parts.{name}."
-            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            carried = max(carried, part.start_from(own or state))
-        return carried
+        return max(part.start_from(_own(name, state)) for name, part in self.objectives.items())
+
+    def heads_in(self, state: Mapping[str, Tensor]) -> dict[str, str | None]:
+        """As every objective; the part's name comes before that of its head."""
+        return {
+            f"{name}.{head}": misfit
+            for name, part in self.objectives.items()
+            for head, misfit in part.heads_in(_own(name, state)).items()
+        }
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of all parts; a parameter that several have is in the group of one of them."""
@@ -154,6 +157,13 @@ class Joint(Objective):
                 if own:
                     groups.append(group | {"params": own})
         return groups
+
+
+def _own(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of the part of this name, or the whole state where there is none."""
+    prefix = f"parts.{name}."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return own or dict(state)
 
 
 def find_cma(objective: Objective) -> CMA | None:

@@ -6,7 +6,7 @@ the other, which takes no gradient. There are no negatives and no teacher.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class SimSiam(Objective):
     >>> objective = SimSiam(encoders)
     >>> objective(views)["loss"].backward()
     """
+
+    heads: ClassVar[tuple[str, ...]] = ("projector", "predictor")
 
     def __init__(
         self, encoders: nn.Module, *, hidden_dim: int = 2048, dim: int = 2048, predictor_dim: int = 512

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,8 @@ class SwAV(Objective):
     >>> optimizer.step()
     """
 
+    heads: ClassVar[tuple[str, ...]] = ("projector", "prototypes")
+
     def __init__(
         self,
         encoders: nn.Module,
@@ -246,7 +249,7 @@ class SwAV(Objective):
             "loss": loss,
             "loss_over_ln_k": loss.detach() / math.log(self.prototypes.out_features),
             **embedding_health(z[: len(z) // num_crops]),
-            **prototype_usage(torch.cat([*codes.values()])),
+            **prototype_usage(torch.cat([*codes.values()]), torch.cat([scores[i].detach() for i in codes])),
         }
 
     @torch.no_grad()
@@ -266,6 +269,12 @@ class SwAV(Objective):
     @property
     def _queue_has_begun(self) -> bool:
         return self.done_steps >= self.queue_start * self.total_steps
+
+    def set_progress(self, done_steps: int, total_steps: int) -> None:
+        """As every objective; also sets the prototypes to unit length: sharded, `loss` sees but a copy."""
+        super().set_progress(done_steps, total_steps)
+        if self.training:
+            self._normalise_prototypes()
 
     @torch.no_grad()
     def _normalise_prototypes(self) -> None:

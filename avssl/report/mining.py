@@ -62,12 +62,12 @@ def mined_agreements(stage: Stage) -> MinedAgreements:
         )
         if any(line.y for line in lines)
     ]
-    sentences = [_mined(stage), _judged(last, any(line.y for line in precision))]
+    sentences = [_mined(stage), _searched(last), _judged(last, any(line.y for line in precision))]
     if not any(line.y for line in overlap):
         sentences.append("There is no overlap to show before positives have been mined twice.")
     return MinedAgreements(
         name=stage.name,
-        summary=" ".join(sentences),
+        summary=" ".join(filter(None, sentences)),
         charts=charts + _similarity_charts(last),
         popularity=_popularity(last),
         in_degree=_in_degree_rows(last),
@@ -94,6 +94,18 @@ def _mined(stage: Stage) -> str:
     many = "" if size is None else f", {format_number(size)} for each instance"
     when = "" if epoch is None else f", last before epoch {format_number(epoch)}"
     return f"Positives were mined {often}{when}{many}."
+
+
+def _searched(last: Record) -> str:
+    """How the last sets were searched for; "" where that is not recorded."""
+    found = mapping(last.get("mining"))
+    recall, seconds = (number(found.get(f"mining_{key}")) for key in ("recall", "seconds"))
+    if recall is None or seconds is None:
+        return ""
+    return (
+        f"The last search ({found.get('method')}, {found.get('agreement')}) took {format_number(seconds)} s "
+        f"and found {100 * recall:.1f} % of the best agreements."
+    )
 
 
 def _judged(last: Record, is_judged: bool) -> str:

@@ -28,7 +28,8 @@ OTHER_CHARTS = (
     ("Clips a second", "clips_per_second"),
 )
 NOT_CURVES = {"step", "epoch"}
-MINED = "positives/"  # what mining.jsonl says too, which has a section of its own
+# What mining.jsonl says too, which has a section of its own; parts of a joint objective put their name first.
+MINED = re.compile(r"positives/.*|(.*/)?(mining_.*|instances_with_positives)")
 
 
 def write_report(run_folder: str | Path, output: str | Path = "report.html") -> Path:
@@ -103,6 +104,9 @@ def _summary(run: RunFolder) -> str:
         return "This folder holds no training log; the page shows what else was found."
     count = "one stage" if len(run.stages) == 1 else f"{len(run.stages)} stages"
     sentences = [f"The run has {count}: {_names(run.stages)}."]
+    sentences += [
+        f"{stage.name} started from {stage.start_from}." for stage in run.stages if stage.start_from
+    ]
     trained_on: dict[str, list[Stage]] = {}
     for stage in run.stages:
         trained_on.setdefault(_samples(stage), []).append(stage)
@@ -153,7 +157,7 @@ def _stage_row(stage: Stage) -> dict[str, str]:
 def _charts(stage: Stage) -> tuple[list[Markup], list[Markup]]:
     """Charts of a stage: of its losses, and of everything else it logged."""
     keys = list(dict.fromkeys(key for record in stage.metrics for key in record))
-    shown = NOT_CURVES | {key for key in keys if stage.mining and key.startswith(MINED)}
+    shown = NOT_CURVES | {key for key in keys if stage.mining and MINED.fullmatch(key)}
     left = [key for key in keys if key not in shown and _series(stage, key).y]
     loss = _take(stage, left, LOSS_CHARTS)
     other = _take(stage, left, OTHER_CHARTS)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from avssl.errors import AvsslError
 
 STAGE_FILES = ("metrics.jsonl", "run.json", "skipped.jsonl")
@@ -37,6 +39,8 @@ class Stage:
         Samples skipped in training; None without a ledger.
     run : dict
         Content of ``run.json``; empty without one.
+    start_from : str or None
+        The run or file it started from, by its ``config.yaml``.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Stage:
     mining: list[Record]
     skipped: list[Record] | None
     run: Record
+    start_from: str | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,19 @@ def _read_stage(path: Path, root: Path, problems: list[str]) -> Stage:
         mining=_read_steps(path / "mining.jsonl", root, problems),
         skipped=list(_read_lines(skipped, root, problems)) if skipped.is_file() else None,
         run=_read_json(path / "run.json", root, problems),
+        start_from=_start_from(path / "config.yaml", root, problems),
     )
+
+
+def _start_from(path: Path, root: Path, problems: list[str]) -> str | None:
+    """``run.start_from`` of a stage's recipe."""
+    try:
+        recipe = yaml.safe_load(path.read_bytes()) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problems.append(f"{path.relative_to(root)}: cannot be read ({str(error).splitlines()[0]})")
+        return None
+    start_from = mapping(mapping(recipe).get("run")).get("start_from")
+    return None if start_from is None else str(start_from)
 
 
 def _read_steps(path: Path, root: Path, problems: list[str]) -> list[Record]:

@@ -119,6 +119,10 @@ def left_out(run: RunFolder) -> LeftOutTable:
         sources = [("manifest", records(manifest.get("left_out")))]
         if stage.skipped is not None:
             sources.append((f"training {stage.name}", stage.skipped))
+        if silenced := manifest.get("silenced"):
+            unknown.append(
+                f"{stage.name}: {silenced} files without sound took part with silence in its place"
+            )
         if "left_out" not in manifest:
             unknown.append(f"{stage.name}: which files the manifest left out is not recorded")
         for source, entries in sources:

@@ -16,7 +16,7 @@ from avssl.features import Features
 from avssl.files import write_json
 from avssl.memory import nearest
 from avssl.sounding_shapes.write import FPS, SAMPLE_RATE, encode_mp4
-from avssl.types import AudioWindow, VideoWindow
+from avssl.types import AudioWindow, Source, VideoWindow
 
 PREVIEW_SECONDS = 4.0
 PREVIEW_SHORT_SIDE = 128
@@ -82,13 +82,22 @@ def _entry(row: int, manifest: Manifest, media: Path) -> dict[str, Any]:
     sample = manifest.row(row)
     name = hashlib.sha256(sample.id.encode()).hexdigest()[:16] + ".mp4"
     target = media / name
-    found = target.exists() or write_preview(manifest.path(row), sample.start_seconds, target)
+    source, sound = manifest.sources(row)
+    found = target.exists() or write_preview(source, sample.start_seconds, target, sound=sound)
     preview = f"{media.name}/{name}" if found else None
     return {"id": sample.id, "path": sample.path, "label": sample.label, "media": preview}
 
 
-def write_preview(path: str, start_seconds: float, target: Path, seconds: float = PREVIEW_SECONDS) -> bool:
+def write_preview(
+    path: Source,
+    start_seconds: float,
+    target: Path,
+    seconds: float = PREVIEW_SECONDS,
+    sound: Source | None = None,
+) -> bool:
     """Re-encode the first seconds of a file as a small MP4 (H.264, AAC) that browsers play.
+
+    `sound` is where the sound is if it is not in the file itself.
 
     Returns
     -------
@@ -103,6 +112,7 @@ def write_preview(path: str, start_seconds: float, target: Path, seconds: float 
             path,
             VideoWindow(start_seconds, num_frames, FPS, PREVIEW_SHORT_SIDE),
             AudioWindow(start_seconds, num_frames / FPS, SAMPLE_RATE),
+            audio_source=sound,
         )
     except DecodeError:
         return False
@@ -113,7 +123,7 @@ def write_preview(path: str, start_seconds: float, target: Path, seconds: float 
     return True
 
 
-def _duration_seconds(path: str) -> float:
+def _duration_seconds(path: Source) -> float:
     """Length of a file in seconds, 0 when it cannot be opened."""
     try:
         return probe(path).duration_seconds

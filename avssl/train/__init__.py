@@ -1,6 +1,7 @@
 """Training: the loop and what a run writes down."""
 
+from avssl.train.position import LoopSettings, Position
 from avssl.train.pretrain import pretrain
-from avssl.train.trainer import LoopSettings, Position, Trainer
+from avssl.train.trainer import Trainer
 
 __all__ = ["LoopSettings", "Position", "Trainer", "pretrain"]

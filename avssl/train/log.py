@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+
+from avssl import dist
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -87,7 +90,10 @@ class RunningMeans:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """Mean of each name; starts afresh."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        """Mean of each name, over processes too, which must all ask; starts afresh."""
+        if not self._sums:
+            return {}
+        own = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
+        means = dict(zip(self._sums, dist.all_mean(own).tolist(), strict=True))
         self._sums, self._counts = {}, {}
         return means

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import torch
 
-from avssl import __version__
+from avssl import __version__, dist
 from avssl.build import Config
 from avssl.data import Manifest
 from avssl.files import write_json
@@ -37,13 +37,15 @@ def write_record(
     """Write ``run.json``: what was trained on, with what, by which command."""
     in_split = whole.select(split=config.data.split)
     seen, heard = (in_split.table[name].to_numpy() for name in ("has_video", "has_audio"))
+    hears, drops = config.model.audio is not None, config.data.without_audio == "drop"
+    missing = ~seen | (~heard & (hears and drops))
     left_out = [
         {
             "path": in_split.path(i),
             "stage": "audio" if seen[i] else "video",
             "reason": f"the file has no {'audio' if seen[i] else 'video'} stream",
         }
-        for i in np.flatnonzero(~(seen & heard)).tolist()
+        for i in np.flatnonzero(missing).tolist()
     ]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {os.cpu_count()} cores"
     versions = {
@@ -57,12 +59,14 @@ def write_record(
         "seconds": round(seconds, 1),
         "command": command,
         "device": name,
+        "processes": dist.world_size(),
         "versions": versions,
         "manifest": {
             "rows": len(in_split),
             "used": len(manifest),
             "hash": manifest.hash,
             "left_out": left_out,
+            "silenced": int((seen & ~heard).sum()) if hears and not drops else 0,
         },
         "settings": asdict(config.train),
     }

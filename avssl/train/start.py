@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from avssl.build import Config, build_objective
+from avssl.build import Config, build_objective, learning_rate
 from avssl.config import config_diff, config_from_dict
-from avssl.data import Failure, Manifest, SkipLedger, Skipped, scan
+from avssl.data import Manifest, SkipLedger, scan
 from avssl.errors import CheckpointError, ConfigError
 from avssl.memory import instance_keys
 from avssl.objectives import Objective, find_cma
 from avssl.weights import find_weights, read_checkpoint
 
 FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
-                  "train.log_every", "train.checkpoint_minutes", "data.root", "data.manifest")  # fmt: skip
+                  "train.sharding", "train.log_every", "train.checkpoint_minutes", "data.root",
+                  "data.manifest")  # fmt: skip
 """Keys that may differ when a run is resumed; what the data are is checked by the manifest's hash."""
 
 
@@ -26,6 +27,12 @@ def check_recipe(config: Config) -> None:
     """Raise for what is wrong with a recipe whatever the data are, before anything long begins."""
     if config.run.start_from is not None:
         find_weights(config.run.start_from)
+    learning_rate(config.optim, config.train.batch_size)
+    if config.data.without_audio == "silence" and config.data.silent == "skip":
+        raise ConfigError(
+            "data.without_audio is 'silence' and data.silent is 'skip', which skips it again; give "
+            "data.silent=keep too, or data.without_audio=drop"
+        )
     try:
         with torch.device("meta"):  # shapes without numbers: networks of any size are built in no time
             build_objective(config, num_instances=10**6)
@@ -42,6 +49,22 @@ def resume_notice(checkpoint: dict[str, Any] | None, config: Config, folder: Pat
     if checkpoint["config"]["data"]["root"] != config.data.root:
         return f"{folder}: goes on with the samples it began with, now looked for in {config.data.root}"
     return None
+
+
+def mute_notice(config: Config, whole: Manifest) -> str | None:
+    """How many files have no sound and what becomes of them; None without any, or if the model is deaf."""
+    if config.model.audio is None:
+        return None
+    in_split = whole.select(split=config.data.split, need_video=True)
+    mute = len(in_split) - int(in_split.table["has_audio"].to_numpy().sum())
+    if mute == 0:
+        return None
+    is_dropped = config.data.without_audio == "drop"
+    return (
+        f"{mute:,} of {len(in_split):,} samples have no sound and "
+        f"{'are left out' if is_dropped else 'take part with silence in its place'} "
+        f"(data.without_audio={config.data.without_audio})"
+    )
 
 
 def find_manifest(
@@ -77,14 +100,10 @@ def find_manifest(
             )
         manifest = result.manifest
         for skipped in result.skipped:
-            ledger.add(_failure(skipped), epoch=0)
+            ledger.add_unopened(skipped, manifest.root)
         ledger.check(config.data.max_skipped, len(manifest) + len(result.skipped))
     manifest.save(saved)
     return manifest
-
-
-def _failure(skipped: Skipped) -> Failure:
-    return Failure(-1, skipped.path, skipped.path, skipped.stage, skipped.reason)
 
 
 def start_objective(
@@ -106,13 +125,15 @@ def start_objective(
 def _start_from_stage(
     objective: Objective, config: Config, manifest: Manifest, say: Callable[[str], None]
 ) -> None:
-    """Take over encoders and, instance by instance, memories of an earlier stage, and say how many."""
+    """Take over encoders, heads and, instance by instance, memories of an earlier stage, and say which."""
     source = str(config.run.start_from)
     before = read_checkpoint(source)
     state: dict[str, Tensor] = before["objective"]
     official = "source" in before
     if official:  # the banks of the release belong to its authors' files, in an order nobody knows
         state = {key: value for key, value in state.items() if not key.startswith(("bank.", "positive_set"))}
+    released = before.get("heads", {})
+    state |= {f"{name}.{key}": value for name, head in released.items() for key, value in head.items()}
     try:
         carried = objective.start_from(state)
     except (RuntimeError, KeyError, IndexError) as error:
@@ -120,6 +141,8 @@ def _start_from_stage(
             f"{source}: does not fit this recipe: {' '.join(str(error).split())[:300]}; "
             "use the same model section in both stages"
         ) from error
+    if notice := _heads_notice(objective.heads_in(state), released):
+        say(f"{source}: {notice}")
     if carried and carried < len(manifest):
         say(f"{source}: memories of {carried:,} of the {len(manifest):,} samples were carried over")
     if find_cma(objective) is not None and not carried and not config.train.memory_warmup_epochs:
@@ -128,6 +151,16 @@ def _start_from_stage(
             f"{source}: has no memories of these {len(manifest):,} samples ({why}), and CMA mines its "
             "positives in them; set train.memory_warmup_epochs=1 to fill them by a pass over the data first"
         )
+
+
+def _heads_notice(heads: dict[str, str | None], released: Mapping[str, Any]) -> str:
+    """What became of the objective's heads, and which of a release's are not used; "" without any."""
+    taken = [name for name, misfit in heads.items() if misfit is None]
+    fresh = [f"{name} ({misfit})" for name, misfit in heads.items() if misfit is not None]
+    known = {name.rpartition(".")[2] for name in heads}
+    unused = [name for name in released if name not in known]
+    parts = {"heads taken over": taken, "begun afresh": fresh, "not used": unused}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
 
 def check_same_run(checkpoint: dict[str, Any], config: Config, manifest: Manifest, folder: Path) -> None:

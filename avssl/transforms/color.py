@@ -18,6 +18,7 @@ OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 # Luma of ITU-R BT.601 as Pillow and torchvision round it.
 LUMA = (0.2989, 0.587, 0.114)
 SOLARIZE_THRESHOLD = 0.5
+MIN_CHROMA = 1e-12
 
 
 def luma(x: Tensor) -> Tensor:
@@ -42,12 +43,13 @@ def blend(x: Tensor, keep: Tensor, to_gray: Tensor, to_mean: Tensor) -> Tensor:
     return torch.addcmul(offset, x, keep.view(-1, 1, 1, 1, 1)).clamp_(0, 1)
 
 
-def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of each clip through HSV.
+def shift_hue(x: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """Turn the hue of each clip as through HSV.
 
-    With V the largest channel, C the largest minus the smallest and h the hue in sixths of a turn, an HSV
-    colour has the channels ``V - C clamp(min(k, 4 - k), 0, 1)``, ``k = (n + h) mod 6``, with n = 5, 3, 1 for
-    red, green, blue.
+    With V the largest channel, m the smallest, C = V - m and h the hue in sixths of a turn, an HSV colour has
+    the channels ``V - C clamp(2 - d, 0, 1)``, d the distance on the circle from h to 2 - n, with n = 5, 3, 1
+    for red, green, blue. From red over yellow, green to cyan ``h C = (V - red) + (green - m) + (blue - m)``;
+    where blue exceeds green the same holds the other way round the circle.
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
         RGB in [0, 1].
     shift : Tensor, (B,)
         Turn of each clip, in turns; [-0.5, 0.5] covers the circle.
+    out : Tensor, optional
+        Where to write the result, such as `x` itself.
 
     Returns
     -------
@@ -62,21 +66,36 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
         RGB in [0, 1].
     """
     red, green, blue = x.unbind(1)
-    value = x.amax(1)
-    chroma = value - x.amin(1)
-    from_red, from_green, from_blue = green - blue, blue - red, red - green
-    divisor = torch.where(chroma == 0, 1.0, chroma)  # a gray pixel has hue 0; any finite number does
-    sixths = torch.where(
-        value == red,
-        from_red / divisor,
-        torch.where(value == green, 2 + from_green / divisor, 4 + from_blue / divisor),
-    )
-    sixths = sixths + 6 * shift.view(-1, 1, 1, 1)
-    channels = []
-    for n in (5, 3, 1):
-        k = (sixths + n) % 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(channels, 1)
+    value = torch.maximum(red, green)
+    torch.maximum(value, blue, out=value)
+    least = torch.minimum(red, green)
+    torch.minimum(least, blue, out=least)
+    chroma = value - least
+    sixths = (green - red).add_(blue).add_(value).sub_(least, alpha=2)
+    # A gray pixel may have any hue, if it is finite.
+    sixths.div_(torch.clamp_min(chroma, MIN_CHROMA, out=least)).copysign_(green - blue)
+    result = torch.empty_like(x) if out is None else out
+    top = value.add_(chroma)
+    for channel, n in zip(result.unbind(1), (5, 3, 1), strict=True):
+        turn = (6 * shift + n + 1) % 6 - 3  # in [-3, 3), as sixths are: 3 - d is | |their sum| - 3 |
+        torch.add(sixths, turn.view(-1, 1, 1, 1), out=channel)
+        channel.abs_().sub_(3).abs_().clamp_(1, 2)
+        torch.addcmul(top, chroma, channel, value=-1, out=channel)
+    return result
+
+
+def adjust(clip: Tensor, operation: str, factor: float) -> None:
+    """One of `OPERATIONS` on one clip, (3, T, H, W) in [0, 1], in place."""
+    if operation == "hue":
+        shift_hue(clip[None], torch.tensor([factor]), out=clip[None])
+    elif operation == "contrast":
+        channels = clip.mean((-2, -1), keepdim=True)  # of luma the mean is the luma of the means
+        clip.mul_(factor).add_(luma(channels[None])[0], alpha=1 - factor).clamp_(0, 1)
+    elif operation == "saturation":
+        gray = luma(clip[None])[0]
+        clip.mul_(factor).add_(gray, alpha=1 - factor).clamp_(0, 1)
+    else:
+        clip.mul_(factor).clamp_(0, 1)
 
 
 def grayscale(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -146,7 +165,13 @@ class ColorJitter(nn.Module):
         return factors, numbers[:, 1].argsort(1)
 
     def apply_factors(self, x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-        """Jitter (B, 3, T, H, W) clips with what `draw` gave."""
+        """Jitter (B, 3, T, H, W) clips with what `draw` gave; on a processor they are overwritten."""
+        if x.device.type == "cpu":
+            return self._apply_in_turn(x, factors, order)
+        return self._apply_at_once(x, factors, order)
+
+    def _apply_at_once(self, x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+        """For accelerators: few large operations, one blend a position whatever the clips do there."""
         names = list(self.strengths)
         is_op = {name: order == (names.index(name) if name in names else -1) for name in OPERATIONS}
         by_position = factors.gather(1, order)
@@ -170,6 +195,14 @@ class ColorJitter(nn.Module):
                 x = x.index_copy(0, clips, turned)
         return x
 
+    def _apply_in_turn(self, x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+        """For processors: clip by clip, in place, so that each does only its own operations, in the cache."""
+        names = list(self.strengths)
+        for clip, its_factors, its_order in zip(x, factors.tolist(), order.tolist(), strict=True):
+            for op in its_order:
+                adjust(clip, names[op], its_factors[op])
+        return x
+
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Jitter a batch of clips.
 
@@ -185,6 +218,8 @@ class ColorJitter(nn.Module):
         Tensor, (B, 3, T, H, W)
             RGB in [0, 1].
         """
-        if not self.strengths:
-            return x
-        return self.apply_factors(x, *self.draw(len(x), generator))
+        return self.overwrite(x.clone(), generator) if self.strengths else x
+
+    def overwrite(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """As `forward`, but `x` may be overwritten: new memory costs a processor more than the jitter."""
+        return self.apply_factors(x, *self.draw(len(x), generator)) if self.strengths else x

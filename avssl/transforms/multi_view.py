@@ -24,7 +24,7 @@ class CropSpec:
         Height and width, in pixels.
     count : int >= 1
         Number of views of this kind; each has draws of its own.
-    min_area, max_area, interpolation, flip, jitter, jitter_prob, gray, blur, blur_sigma, solarize
+    min_area, max_area, interpolation, flip, jitter, jitter_prob, gray, blur, blur_sigma, solarize, eight_bit
         See `VideoAugment`, which has the same defaults.
     """
 
@@ -40,6 +40,7 @@ class CropSpec:
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
+    eight_bit: bool = False
 
 
 def make_views(

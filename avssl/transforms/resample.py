@@ -1,9 +1,12 @@
-"""Crop, resize and flip as two matrix products, batched over clips of different sizes.
+"""Crop, resize and flip: on accelerators two matrix products over the batch, on a processor clip by clip.
 
 Crop, resize and flip of a clip are linear and separable: two matrices, rows and columns, hold all three.
 Clips of a batch differ only in these matrices, so the whole batch is two batched matrix products whatever
 its boxes. Where ``torch.set_float32_matmul_precision`` allows TF32, its roundings (three of at most 2^-10)
 move a pixel by less than one step of uint8.
+
+A processor has less arithmetic to spare: there each clip is cropped first, and only its few neighbours are
+summed for a pixel.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -71,8 +75,8 @@ def resampling_matrices(
     return weights / weights.sum(-1, keepdim=True)
 
 
-def pad_frames(frames: Sequence[Tensor]) -> Tensor:
-    """Stack clips of different sizes, zero-padded at the bottom and right: (B, T, H, W, 3), uint8.
+def check_frames(frames: Sequence[Tensor]) -> None:
+    """Refuse what is no batch of clips.
 
     Raises
     ------
@@ -87,6 +91,17 @@ def pad_frames(frames: Sequence[Tensor]) -> Tensor:
     lengths = {clip.shape[0] for clip in frames}
     if len(lengths) != 1:
         raise ValueError(f"clips of one batch must have the same number of frames; got {sorted(lengths)}")
+
+
+def pad_frames(frames: Sequence[Tensor]) -> Tensor:
+    """Stack clips of different sizes, zero-padded at the bottom and right: (B, T, H, W, 3), uint8.
+
+    Raises
+    ------
+    ValueError
+        As `check_frames`.
+    """
+    check_frames(frames)
     if len({clip.shape for clip in frames}) == 1:
         return torch.stack(list(frames))
     height, width = max(clip.shape[1] for clip in frames), max(clip.shape[2] for clip in frames)
@@ -111,3 +126,37 @@ def resample(
     x = x.unflatten(3, (width, 3)).permute(0, 4, 1, 2, 3).reshape(num_clips, -1, width)
     x = x @ to_columns.transpose(1, 2)
     return x.view(num_clips, 3, num_frames, size, size)
+
+
+def resample_in_turn(
+    frames: Sequence[Tensor],
+    rows: Axis,
+    columns: Axis,
+    size: int,
+    interpolation: Interpolation = "bilinear",
+    eight_bit: bool = False,
+) -> Tensor:
+    """The same clip by clip, for clips on a processor.
+
+    Parameters
+    ----------
+    frames : sequence of Tensor, each uint8 (T, H, W, 3)
+        Clips that `check_frames` lets pass.
+    rows, columns : Axis
+        Whole numbers.
+    size, interpolation
+        As in `resample`.
+    eight_bit : bool
+        Round to whole 255ths after each axis.
+    """
+    result = torch.empty(len(frames), 3, len(frames[0]), size, size)
+    numbers = torch.stack([torch.stack(rows), torch.stack(columns)]).long().permute(2, 0, 1).tolist()
+    for place, clip, axes in zip(result, frames, numbers, strict=True):
+        (top, height, new_height, first_row, _), (left, width, new_width, first_column, flip) = axes
+        crop = clip[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+        if not eight_bit:
+            crop = crop.contiguous().float()
+        view = F.interpolate(crop, size=(new_height, new_width), mode=interpolation, antialias=True)
+        view = view[:, :, first_row : first_row + size, first_column : first_column + size]
+        place.copy_((view.flip(-1) if flip else view).transpose(0, 1)).div_(255)
+    return result

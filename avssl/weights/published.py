@@ -86,7 +86,8 @@ def find_weights(path: str | Path) -> Path:
             if (given / file_name).is_file():
                 return given / file_name
         raise CheckpointError(
-            f"{given}: no such checkpoint; give a folder that holds {FILE_NAME} or {OFFICIAL_FILE_NAME}"
+            f"{given}: a folder without a checkpoint; give one that holds {FILE_NAME} (a run folder) or "
+            f"{OFFICIAL_FILE_NAME}"
         )
     if name in PUBLISHED:
         place = published_file(name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,11 @@ from avssl.objectives import memory_state
 from avssl.weights.published import find_weights
 from avssl.weights.release import Variant, from_release
 from avssl.weights.visual import from_visual_release
+
+ACCEPTED = (
+    "give a run folder, a checkpoint of avssl or of a release (.pt, .pth, .pth.tar, .torch), or a name that "
+    "`avssl weights` lists"
+)
 
 
 class Memories(NamedTuple):
@@ -202,8 +208,12 @@ def read_checkpoint(path: str | Path, variant: Variant = "released") -> dict[str
         For another variant.
     """
     place = find_weights(path)
+    _refuse_other_files(place)
     content = read_tensors(place)
     if {"avssl_version", "objective"} <= content.keys():
+        missing = sorted({"config", "manifest_hash", "position"} - content.keys())
+        if missing:
+            raise CheckpointError(f"{place}: a checkpoint without {', '.join(missing)}; {ACCEPTED}")
         return content
     if recognise(content) is not None:
         try:
@@ -218,12 +228,29 @@ def read_checkpoint(path: str | Path, variant: Variant = "released") -> dict[str
     if not isinstance(content.get("model"), Mapping):
         raise CheckpointError(
             f"{place}: not a checkpoint of avssl, which has 'objective', nor of the release, which has "
-            f"'model'; it has {', '.join(map(repr, list(content)[:4])) or 'nothing'}; give another file"
+            f"'model'; it has {', '.join(map(repr, list(content)[:4])) or 'nothing'}; {ACCEPTED}"
         )
     try:
         return from_release(content, variant)
     except CheckpointError as error:
         raise CheckpointError(f"{place}: {error}") from error
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raise `CheckpointError` for a file that `torch.save` cannot have written, and say what it is."""
+    with path.open("rb") as file:
+        start = file.read(1024)
+    kind = ""
+    if not start:
+        kind = "an empty file"
+    elif zipfile.is_zipfile(path):  # what torch has written since 1.6, with its tensors in data.pkl
+        with zipfile.ZipFile(path) as archive:
+            whole = any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+        kind = "" if whole else "a zip archive without tensors"
+    elif not start.startswith((b"PK", b"\x80")):  # nor a damaged archive, nor a pickle, as torch wrote before
+        kind = "a file of another kind" if b"\0" in start else "a text file"
+    if kind:
+        raise CheckpointError(f"{path}: {kind}, not a checkpoint; {ACCEPTED}")
 
 
 def _count(network: nn.Module) -> int:

@@ -33,8 +33,9 @@ def test_this_installation_is_healthy(doctor):
     assert result.exit_code == 0
     assert findings["decode"]["detail"].startswith("pyav read 8 frames and 16000 samples")
     assert "torchaudio" in findings["torch"]["detail"]
-    if findings["decord"]["status"] == "OK":
-        assert findings["decord"]["detail"].endswith("read 16 frames")
+    for name in ("decord", "torchcodec"):
+        if findings[name]["status"] == "OK":
+            assert findings[name]["detail"].endswith("read 8 frames and 16000 samples of sound")
 
 
 def test_report_is_one_line_a_finding_with_the_remedy_below(doctor):
@@ -75,10 +76,12 @@ def test_missing_codecs_fail_or_warn_by_direction(monkeypatch):
     assert "cannot decode aac" in finding.detail
 
 
-def test_missing_decord_is_only_a_warning(monkeypatch):
-    monkeypatch.setitem(sys.modules, "decord", None)
-    finding = checks.check_decord()
+@pytest.mark.parametrize("name", ["decord", "torchcodec"])
+def test_missing_second_decoder_is_only_a_warning(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    finding = checks.CHECKS[name]()
     assert finding.status == "WARN"
+    assert f"{name!r} cannot be loaded" in finding.detail
     assert "optional" in finding.remedy
 
 

@@ -94,7 +94,7 @@ def test_held_out_share_is_a_split(videos, tmp_path):
         (["{0}/cat", "-o", "{0}/dog/a.mp4/m.csv"], "cannot make the folder"),
         (["{0}", "-o", "m.csv", "--val-share", "1"], "1.0 is not in the range 0<=x<1"),
         (["{0}", "-o", "m.csv", "--workers", "0"], "0 is not in the range x>=1"),
-        (["{0}"], "Missing option '--output' / '-o'"),
+        (["{0}"], "give OUT, a folder for shards or a manifest that ends in .parquet or .csv"),
     ],
 )
 def test_impossible_wish_is_refused_with_status_2(videos, arguments, answer):

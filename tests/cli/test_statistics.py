@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -49,7 +50,8 @@ def test_folder_becomes_statistics_with_an_account(videos, tmp_path):
     assert f"  std:  {min(result.std):g} to {max(result.std):g} dB\n" in account
     assert "1 skipped:\n" in account
     assert f"  {videos}/train/x/broken.mp4: open: " in account
-    assert "statistics 2/2 (100%)" in progress
+    assert re.search(r"^scan 5/5 \(100%\) \S+ files/s$", progress, flags=re.MULTILINE)
+    assert re.search(r"^statistics 2/2 \(100%\) \S+ clips/s", progress, flags=re.MULTILINE)
 
 
 def test_manifest_gives_the_same_numbers_and_again(videos, tmp_path):
@@ -58,7 +60,12 @@ def test_manifest_gives_the_same_numbers_and_again(videos, tmp_path):
     arguments = (f"data.manifest={tmp_path / 'm.parquet'}", "-o", tmp_path / "a.json")
     assert statistics(tmp_path, *arguments)[0] == 0
     first = (tmp_path / "a.json").read_text()
-    assert statistics(tmp_path, *arguments)[0] == 0
+    (tmp_path / "a.json").write_text("mine")
+    code, _, errors = statistics(tmp_path, *arguments)
+    assert code == 2
+    assert f"{tmp_path}/a.json exists already; give another name, or --overwrite to replace it" in errors
+    assert (tmp_path / "a.json").read_text() == "mine"
+    assert statistics(tmp_path, *arguments, "--overwrite")[0] == 0
     assert (tmp_path / "a.json").read_text() == first
     statistics(tmp_path, f"data.root={videos}", "-o", tmp_path / "b.json")
     assert (tmp_path / "b.json").read_text() == first

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
 
 import pytest
 import torch
 from click.testing import CliRunner
 from media import write_media
 
+import avssl
 from avssl.cli.main import main
 from avssl.data import scan
+from avssl.errors import CheckpointError
 from avssl.models import AudioConvNet, DualEncoder, R2Plus1D, to_official
 
 N, DIM = 10, 16
@@ -112,6 +116,47 @@ def test_wrong_input_is_one_line_and_status_2(arguments, message):
     text = call("weights", *arguments, code=2)
     assert message in text
     assert sum("error" in line.lower() for line in text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("notes.txt", b"not weights\n", "a text file, not a checkpoint"),
+        ("none.pt", b"", "an empty file, not a checkpoint"),
+        ("clip.mp4", None, "a file of another kind, not a checkpoint"),
+        ("films.zip", b"", "a zip archive without tensors, not a checkpoint"),
+        (
+            "folder",
+            None,
+            "a folder without a checkpoint; give one that holds checkpoint.pt (a run folder) or",
+        ),
+        ("bare.pt", None, "a checkpoint without config, manifest_hash, position; give a run folder"),
+        (
+            "gone.pt",
+            None,
+            "no such checkpoint; give a run folder, a file or a name; names are avid-kinetics400",
+        ),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_it_is_and_what_is_accepted(tmp_path, name, content, said):
+    path = tmp_path / name
+    if name == "clip.mp4":
+        write_media(path, seconds=0.5, size=(32, 32))
+    elif name == "films.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "text")
+    elif name == "folder":
+        path.mkdir()
+    elif name == "bare.pt":
+        torch.save({"avssl_version": "0", "objective": {}}, path)
+    elif content is not None:
+        path.write_bytes(content)
+    for command in ("weights", "evaluate"):
+        text = call(command, path, code=2)
+        assert text.startswith(f"avssl: error: {path}: {said}")
+        assert text.count("\n") == 1
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        avssl.load(path)
 
 
 def test_an_official_file_is_evaluated_elsewhere(official, manifest, tmp_path, monkeypatch):

@@ -21,7 +21,12 @@ class FakeReader:
         self.calls: list[tuple[str, VideoWindow | None, AudioWindow | None]] = []
 
     def read(
-        self, path: str, video: VideoWindow | None = None, audio: AudioWindow | None = None, row: int = -1
+        self,
+        path: str,
+        video: VideoWindow | None = None,
+        audio: AudioWindow | None = None,
+        row: int = -1,
+        audio_source: str | None = None,
     ) -> Clip:
         self.calls.append((path, video, audio))
         name = Path(path).name

@@ -61,7 +61,7 @@ def test_silent_window_is_skipped_or_kept(manifest, reader) -> None:
 @pytest.mark.parametrize(("peak", "silent"), [(1.01e-4, False), (0.9e-4, True)])
 def test_silence_is_a_peak_below_minus_80_decibels(peak: float, silent: bool, manifest) -> None:
     class Quiet:
-        def read(self, path, video=None, audio=None, row=-1) -> Clip:
+        def read(self, path, video=None, audio=None, row=-1, audio_source=None) -> Clip:
             waveform = torch.zeros(1, audio.num_samples)
             waveform[0, 7] = -peak
             return Clip(None, waveform, 0.0, audio.sample_rate, 0.0, 0.0, row)
@@ -72,7 +72,7 @@ def test_silence_is_a_peak_below_minus_80_decibels(peak: float, silent: bool, ma
 
 def test_other_errors_of_the_reader_are_not_hidden(manifest) -> None:
     class Defective:
-        def read(self, path, video=None, audio=None, row=-1) -> Clip:
+        def read(self, path, video=None, audio=None, row=-1, audio_source=None) -> Clip:
             raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from media import write_media
 
+from avssl.data import Skipped, scan
 from avssl.data.dataset import Failure
 from avssl.data.ledger import SkipLedger
 from avssl.errors import ManifestError, TooManySkippedError
@@ -49,6 +51,21 @@ def test_a_resumed_run_records_nothing_twice(tmp_path: Path) -> None:
     assert resumed.summary()["occurrences_by_stage"] == {"video": 3}
 
 
+def test_a_file_no_scan_could_open_goes_by_the_id_it_would_have(tmp_path: Path) -> None:
+    good, broken = tmp_path / "films" / "a.mkv", tmp_path / "films" / "deep" / "b.mkv"
+    broken.parent.mkdir(parents=True)
+    write_media(good, seconds=0.5, size=(32, 32))
+    broken.write_bytes(b"no video")
+    result = scan(tmp_path / "films")
+    ledger = SkipLedger(tmp_path / "skipped.jsonl")
+    for skipped in result.skipped:
+        ledger.add_unopened(skipped, result.manifest.root)
+    ledger.add_unopened(Skipped("a.mkv#8-9", "open", "outside the file"), result.manifest.root)
+    places = [(record["id"], record["path"]) for record in lines(tmp_path / "skipped.jsonl")]
+    assert places == [("deep/b.mkv", str(broken)), ("a.mkv#8-9", f"{good}#8-9")]
+    assert result.manifest.ids == ["a.mkv"]
+
+
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "skipped.jsonl"
     first = SkipLedger(path)
@@ -83,7 +100,12 @@ def test_check_stops_above_the_limit_and_says_why(tmp_path: Path) -> None:
     assert "video: no frame (3 x); video: cut (2 x); video: gone (1 x)." in message
     assert "odd" not in message
     assert str(tmp_path / "skipped.jsonl") in message
-    assert "data.max_skipped=" in message
+    assert message.endswith("or allow more with data.max_skipped=0.1")
+    ledger.check(0.1, 100)
+    with pytest.raises(TooManySkippedError, match=r"data\.max_skipped=1$"):
+        ledger.check(0.5, 7)
+    with pytest.raises(TooManySkippedError, match=r"data\.max_skipped=0\.75$"):
+        ledger.check(0.5, 10)
 
 
 def test_silent_windows_do_not_count_against_the_limit() -> None:

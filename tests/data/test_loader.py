@@ -13,8 +13,9 @@ import torch
 
 from avssl.data.batch import ClipBatch, PackedFrames, collate
 from avssl.data.dataset import ClipDataset, ClipKey, EvalDataset, Failure
-from avssl.data.loader import BatchKey, EpochSampler, RunSampler, make_loader, ordered_batches, worker_context
+from avssl.data.loader import BatchKey, EpochSampler, RunSampler, make_loader, ordered_batches
 from avssl.data.sampling import AudioSpec, VideoSpec
+from avssl.data.workers import worker_context
 from avssl.types import Clip
 
 VIDEO, AUDIO = VideoSpec(4, 8.0), AudioSpec(0.5, 1000)
@@ -87,11 +88,48 @@ def test_run_is_its_epochs_and_resumes_anywhere() -> None:
         assert len(rest) == len(list(rest))
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "repeats"), [(10, 4, 1), (10, 4, 3), (7, 2, 1), (3, 8, 2)]
+)
+def test_a_filled_epoch_leaves_no_row_out_and_no_batch_small(num_rows, batch_size, repeats) -> None:
+    batches = list(EpochSampler(num_rows, batch_size, 0, 1, repeats, fill_last=True))
+    size = min(batch_size, num_rows)
+    assert {len(batch.keys) for batch in batches} == {size}
+    assert len(batches) == -(-num_rows * repeats // size)
+    assert all(len(set(rows(batch))) == size for batch in batches)
+    keys = [key for batch in batches for key in batch.keys]
+    assert keys[: num_rows * repeats] == [
+        key
+        for batch in EpochSampler(num_rows, batch_size, 0, 1, repeats, drop_last=False)
+        for key in batch.keys
+    ]
+
+
+def test_epochs_of_warming_up_are_filled_and_the_others_not() -> None:
+    run = RunSampler(10, 4, seed=0, epochs=3, warmup_epochs=1)
+    assert (run.batches_per_warmup_epoch, run.batches_per_epoch) == (3, 2)
+    whole = list(run)
+    assert [(batch.epoch, batch.batch) for batch in whole] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+        (2, 1),
+    ]
+    assert {key.row for batch in whole[:3] for key in batch.keys} == set(range(10))
+    assert len(run) == 7
+    rest = RunSampler(10, 4, seed=0, epochs=3, warmup_epochs=1, start=(0, 2))
+    assert list(rest) == whole[2:]
+    assert len(rest) == 5
+
+
 def test_ranks_share_each_batch() -> None:
     whole = list(RunSampler(20, 6, 0, epochs=2))
     parts = [list(RunSampler(20, 6, 0, epochs=2, rank=rank, world_size=4)) for rank in range(4)]
     for batch, *shares in zip(whole, *parts, strict=True):
-        assert sorted(key for share in shares for key in share.keys) == sorted(batch.keys)
+        assert tuple(key for share in shares for key in share.keys) == batch.keys  # in order, as gathered
         assert [len(share.keys) for share in shares] == [2, 2, 1, 1]
         assert {(share.epoch, share.batch) for share in shares} == {(batch.epoch, batch.batch)}
 
@@ -223,7 +261,7 @@ def test_workers_keep_few_file_descriptors_open(manifest, reader) -> None:
 class Inspecting:
     """Returns what it sees of its worker as a waveform."""
 
-    def read(self, path, video=None, audio=None, row=-1) -> Clip:
+    def read(self, path, video=None, audio=None, row=-1, audio_source=None) -> Clip:
         seen = [signal.getsignal(signal.SIGINT) == signal.SIG_IGN, torch.get_num_threads(), os.getpid()]
         return Clip(None, torch.tensor([seen], dtype=torch.float32), 0.0, 1, 0.0, 0.0, row)
 
@@ -238,7 +276,7 @@ def test_workers_ignore_interrupts_use_one_thread_and_live_through_all_epochs(ma
 
 
 class Stalling:
-    def read(self, path, video=None, audio=None, row=-1) -> Clip:
+    def read(self, path, video=None, audio=None, row=-1, audio_source=None) -> Clip:
         time.sleep(60)
         raise AssertionError
 

@@ -1,8 +1,6 @@
 """Frames: the ones a plain decode of the whole file shows, bit for bit."""
 
 import struct
-from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,62 +8,20 @@ import numpy as np
 import pytest
 import torch
 from media import ONE, draw_frame, frame_numbers, read_frame_number, write_media
+from structures import FILES, PICTURES, decode_plainly, frames_due, windows_between_frames
 
 from avssl.decode import PyAVReader, probe
 from avssl.errors import DecodeError
 from avssl.types import VideoWindow
 
-FILES = {
-    "intra.mp4": dict(gop=1),
-    "gop12.mp4": dict(gop=12),
-    "gop_whole.mp4": dict(gop=250),
-    "b_frames.mp4": dict(gop=12, bframes=2),
-    "b_frames.mkv": dict(gop=12, bframes=2),
-    "b_frames.ts": dict(gop=12, bframes=2),
-    "b_frames.mov": dict(gop=30, bframes=3, fps=Fraction(30000, 1001), codec_options={"b_strategy": "2"}),
-    "b_pyramid.mp4": dict(gop=24, bframes=5, codec_options={"x264-params": "b-pyramid=normal"}),
-    "open_gop.mp4": dict(gop=12, bframes=2, codec_options={"x264-params": "open-gop=1"}),
-    "open_gop.ts": dict(gop=12, bframes=2, codec_options={"x264-params": "open-gop=1"}),
-    "variable.mp4": dict(frame_times=[0, 0.05, 0.1, 0.4, 0.41, 1.0, 1.02, 1.9, 2.0, 2.5, 2.95], bframes=2),
-    "variable.mkv": dict(frame_times=[0, 0.05, 0.1, 0.4, 0.41, 1.0, 1.02, 1.9, 2.0, 2.5, 2.95], gop=4),
-    "fragments.mp4": dict(bframes=2, container_options={"movflags": "frag_keyframe+empty_moov"}),
-    "hevc.mp4": dict(codec="libx265", bframes=2, pix_fmt="yuv420p10le"),
-    "vp9.webm": dict(codec="libvpx-vp9", audio_codec="libopus", sample_rate=48000),
-    "mpeg4.avi": dict(codec="mpeg4", audio_codec="libmp3lame", bframes=2),
-    "program.mpg": dict(codec="mpeg2video", audio_codec="mp2", sample_rate=48000, fps=25, bframes=2),
-    "half_red.mkv": dict(pix_fmt="yuv422p", audio_codec="flac"),
-}
-
-
-def decode_plainly(path: Path, size: tuple[int, int] | None = None) -> tuple[list[float], list[np.ndarray]]:
-    """Times from the start of the file and pictures of every frame, decoded in order without any seek."""
-    width, height = size or (None, None)
-    with av.open(str(path)) as container:
-        starts = [s.start_time * s.time_base for s in container.streams if s.start_time is not None]
-        frames = list(container.decode(video=0))
-        times = [float(f.pts * f.time_base - min(starts, default=0)) for f in frames]
-        kwargs = dict(width=width, height=height, interpolation="AREA")
-        return times, [f.reformat(format="rgb24", **kwargs).to_ndarray() for f in frames]
-
 
 @pytest.mark.parametrize("name", FILES)
 def test_frames_equal_a_sequential_decode_of_the_whole_file(tmp_path, name):
-    path = write_media(tmp_path / name, seconds=3.0, size=(80, 64), **FILES[name])
+    path = write_media(tmp_path / name, **PICTURES | FILES[name])
     times, pictures = decode_plainly(path)
-    rng = np.random.default_rng(3)
-    for fps in (16, 16, 25, 7, 30, 60, 1):
-        due = next(iter(_times_between_frames(rng, times, fps)))
-        clip = PyAVReader().read(path, VideoWindow(due[0], len(due), fps))
-        expected = [pictures[max(np.searchsorted(times, t, side="right") - 1, 0)] for t in due]
-        assert np.array_equal(clip.frames.numpy(), np.stack(expected)), (due[0], fps)
-
-
-def _times_between_frames(rng: np.random.Generator, times: list[float], fps: int) -> Iterator[np.ndarray]:
-    """Windows of 8 frames none of which is due within a millisecond of a frame of the file."""
-    while True:
-        due = rng.uniform(0, 2.9) + np.arange(8) / fps
-        if np.abs(due[:, None] - np.array(times)).min() > 0.001:
-            yield due
+    for start, fps in windows_between_frames(times):
+        clip = PyAVReader().read(path, VideoWindow(start, 8, fps))
+        assert np.array_equal(clip.frames.numpy(), frames_due(times, pictures, start, fps)), (start, fps)
 
 
 def test_frames_of_h264_in_avi_come_in_display_order(tmp_path):
@@ -203,7 +159,7 @@ def test_shrinking_averages_what_it_drops(tmp_path):
     small = PyAVReader().read(path, VideoWindow(0.25, 1, 16, short_side=24)).frames[0].double()
     full = PyAVReader().read(path, VideoWindow(0.25, 1, 16)).frames[0].double()
     averaged = full.reshape(24, 8, 24, 8, 3).mean((1, 3))  # float64 reference: the mean of each 8 x 8 block
-    assert (small - averaged).abs().max() < 6
+    assert (small - averaged).abs().max() < 7  # swscale rounds half a level up, the whole picture half down
     assert (small - averaged).abs().mean() < 1.5
 
 

@@ -60,7 +60,7 @@ def prepared(objective, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("contrast", "partition"), [("nce", "first_batch"), ("nce", "per_term"), ("softmax", 1.0)]
+    ("contrast", "partition"), [("nce", "first_batch"), ("nce", "per_term"), ("softmax", None)]
 )
 @pytest.mark.parametrize(("cross", "within"), [(1, 0), (0, 1), (1, 1), (1, 3)])
 def test_avid_equals_its_equation_in_float64(passing, naive, contrast, partition, cross, within):
@@ -78,7 +78,7 @@ def test_avid_equals_its_equation_in_float64(passing, naive, contrast, partition
 
 
 @pytest.mark.parametrize(
-    ("contrast", "partition"), [("nce", "first_batch"), ("nce", "per_term"), ("softmax", 1.0)]
+    ("contrast", "partition"), [("nce", "first_batch"), ("nce", "per_term"), ("softmax", None)]
 )
 @pytest.mark.parametrize("coefficients", [(1, 0, 0, 1), (0, 1, 0, 0), (0, 0, 1, 0), (1, 2, 3, 4)])
 def test_cma_equals_its_equation_in_float64(passing, naive, contrast, partition, coefficients):
@@ -321,6 +321,9 @@ def test_evaluation_mode_leaves_the_bank_alone(passing):
         (AVID, {"num_negatives": 0}, "num_negatives must be at least 1"),
         (AVID, {"partition": "fresh"}, "must be first_batch, start_of_stage, per_term or a number above 0"),
         (AVID, {"partition": -1.0}, "partition is -1.0"),
+        (AVID, {"partition": 0.0}, "partition is 0.0"),
+        (AVID, {"partition": "first_batch", "contrast": "softmax"}, "null with a softmax; got 'first"),
+        (CMA, {"partition": 2.0, "contrast": "softmax", "num_positives": 3}, "null with a softmax; got 2.0"),
         (AVID, {"bank_dtype": "int8"}, "must be one of float32, float16, bfloat16; got 'int8'"),
         (CMA, {"num_positives": N}, f"between 1 and num_instances - 1 = {N - 1}; got {N}"),
         (CMA, {"agreement": "both", "num_positives": 3}, "consensus, union, video or audio; got 'both'"),

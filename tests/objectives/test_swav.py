@@ -268,7 +268,7 @@ def test_plain_loop_learns():
         losses.append(out["loss"].item())
     assert losses[-1] < 0.6 * losses[0]
     assert float(out["spread"]) > 0.5
-    assert float(out["prototypes_used"]) == 1.0
+    assert float(out["prototypes_used"]) > 0.5
     assert float(out["loss_over_ln_k"]) == pytest.approx(losses[-1] / math.log(6), rel=1e-5)
 
 

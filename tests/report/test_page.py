@@ -261,11 +261,40 @@ def test_mined_agreements_without_classes_say_why_there_is_no_precision(run):
 
 
 def test_mined_agreements_are_not_among_the_other_curves_again(run):
-    scalars = {"positives/gini": 0.5}
-    write_lines(run / "metrics.jsonl", [{"step": 1, "loss": 1.0}, {"step": 1, **scalars}])
-    assert "Positives/gini" in _write(run, "report.html").section("curves")
-    write_lines(run / "mining.jsonl", mining_lines())
-    assert "gini" not in _write(run, "report.html").section("curves")
+    scalars = {"positives/gini": 0.5, "mining_recall": 1.0, "instances_with_positives": 9.0}
+    scalars["cma/mining_seconds"] = 2.0
+    write_lines(run / "metrics.jsonl", [{"step": 1, "loss": 1.0, "kept": 1.0}, {"step": 1, **scalars}])
+    curves = _write(run, "report.html").section("curves")
+    for title in ("Positives/gini", "Mining recall", "Instances with positives", "Cma/mining seconds"):
+        assert title in curves
+    search = {"method": "ivf", "agreement": "consensus", "mining_recall": 0.975, "mining_seconds": 3.25}
+    write_lines(run / "mining.jsonl", [line | {"mining": search} for line in mining_lines()])
+    page = _write(run, "report.html")
+    assert [caption["text"] for caption in page.all("figcaption")][:2] == ["Loss", "Kept"]
+    for word in ("gini", "ining", "nstances"):
+        assert word not in page.section("curves")
+    assert "The last search (ivf, consensus) took 3.25 s and found 97.5 % of the best" in page.section(
+        "mined"
+    )
+
+
+def test_two_numbers_on_mined_positives_are_told_apart(page, run):
+    assert "that the evaluation mined anew in the memories as training left them" in page.section(
+        "comparison"
+    )
+    write_lines(run / "metrics.jsonl", metric_lines(50, 3.0))
+    (run / "results.json").write_text(json.dumps(results_record()))
+    assert "mined anew" not in _write(run, "report.html").section("comparison")
+
+
+def test_a_stage_that_started_from_another_run_says_so(run):
+    write_lines(run / "metrics.jsonl", metric_lines(50, 3.0))
+    assert "started from" not in _write(run, "report.html").section("run")
+    (run / "config.yaml").write_text("run: {start_from: runs/avid <1>}")
+    text = _write(run, "report.html").section("run")
+    assert "The run has one stage: run. run started from runs/avid <1>." in text
+    (run / "config.yaml").write_text("run: {start_from")
+    assert "config.yaml: cannot be read" in _write(run, "report.html").all("section", "problems")[0]["text"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import ablation  # noqa: E402
+from ablation_data import write_data  # noqa: E402
 from ablation_studies import STAGES, STUDIES  # noqa: E402
 from ablation_table import as_markdown, estimate, paired_difference, summarise  # noqa: E402
 
-from avssl.errors import TrainingError  # noqa: E402
+from avssl.config import config_diff  # noqa: E402
+from avssl.errors import ConfigError, TrainingError  # noqa: E402
 
 MINIATURE = ("--files", "4", "2", "--avid-epochs", "2", "--cma-epochs", "1")
 SMALL_BATCHES = ("--set", "train.batch_size=16", "objective.num_negatives=16")
@@ -41,7 +43,8 @@ def result(epochs=2, **metrics):
 
 def table(results, study="methods"):
     titles, parents = ({name: getattr(STAGES[name], of) for name in results} for of in ("title", "parent"))
-    content = summarise(study, results, titles, parents, STUDIES[study], "python tools/ablation.py runs")
+    command = "python tools/ablation.py runs"
+    content = summarise(study, "Small files", results, titles, parents, STUDIES[study], command)
     return content, as_markdown(content)
 
 
@@ -86,6 +89,22 @@ def test_studies_put_parents_and_references_among_their_own_rows():
             assert parent is None or names.index(parent) < names.index(name), (study, name)
             assert reference is None or reference in rows, (study, name)
             assert parent is None or STAGES[parent].parent is None, "selected() looks one generation up"
+
+
+def test_joint_stages_differ_from_their_reference_in_the_visual_part_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["tools/ablation.py", str(tmp_path)])
+    options = ablation.parse()
+    for name, reference in STUDIES["joint"].items():
+        if reference is None:
+            continue
+        joint, alone = (ablation.recipe(STAGES[stage], 0, options) for stage in (name, reference))
+        changed = {key for key in config_diff(alone, joint) if not key.startswith(("objective.", "views."))}
+        assert changed == {"run.name"}
+        assert joint.objective["parts"]["audio_visual"] == alone.objective
+        assert alone.views.video == {"size": joint.views.video["size"]} | {
+            key: joint.views.crops[0][key] for key in ("min_area", "jitter")
+        }, "AVID sees the first view"
+        assert (joint.views.spectrogram, joint.views.audio) == (alone.views.spectrogram, alone.views.audio)
 
 
 def test_table_shows_means_intervals_and_marks_differences_that_exclude_zero():
@@ -136,14 +155,36 @@ def test_table_of_the_partition_study_shows_losses_and_log_z():
     assert "log Z" not in table({"cross_avid": {0: result(**metrics)}}, study="contrast")[1]
 
 
+def test_table_of_the_visual_study_shows_signs_of_collapse():
+    metrics = {"knn_video": 0.5, "first_loss": 2.5, "last_loss": 0.75, "spread": 0.9, "effective_rank": 7.125}
+    random, trained = result(knn_video=0.25), result(**metrics)
+    del random["seconds"]
+    text = table({"random_r2plus1d": {0: random}, "byol": {0: trained}}, study="visual")[1]
+    assert "| kNN video | first loss | last loss | spread | effective rank |" in text
+    assert "| 0.500 | 2.500 | 0.750 | 0.900 | 7.125 |" in row_of(text, "BYOL")
+    assert "| BYOL | random init, R(2+1)D | 1 | +0.250 |" in text
+
+
+def test_digits_are_split_by_the_seed_and_written_alike_again(tmp_path):
+    first, other = (write_data("digits", tmp_path, 3, 2, seed) for seed in (0, 1))
+    assert len(first) == 50
+    assert first.classes == [str(digit) for digit in range(10)]
+    assert (len(first.select(split="train")), len(first.select(split="test"))) == (30, 20)
+    assert write_data("digits", tmp_path, 3, 2, 0).hash == first.hash != other.hash
+
+
+def test_more_digits_than_there_are_is_refused_with_the_number_there_is(tmp_path):
+    with pytest.raises(ConfigError, match="--files 170 17: must sum to at most 174"):
+        write_data("digits", tmp_path, 170, 17, seed=0)
+
+
 @pytest.fixture
 def stubbed(monkeypatch, tmp_path):
     """The script in this process with nothing generated or trained; `outcomes` says what each stage does."""
     outcomes = {}
 
-    class Scanned:
-        class manifest:
-            save = staticmethod(lambda path: None)
+    class Listed:
+        save = staticmethod(lambda path: None)
 
     def measured(stage, config):
         outcome = outcomes.get(stage.name, {"metrics": {"knn_video": 0.5}, "seconds": 1.0})
@@ -151,8 +192,7 @@ def stubbed(monkeypatch, tmp_path):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(ablation, "write_sounding_shapes", lambda *args, **kwargs: None)
-    monkeypatch.setattr(ablation, "scan", lambda files: Scanned)
+    monkeypatch.setattr(ablation, "write_data", lambda *args: Listed)
     monkeypatch.setattr(ablation, "measured", measured)
 
     def main(*words):
@@ -197,6 +237,15 @@ def test_studies_share_stages_in_one_folder(stubbed, capsys):
     outcomes.update(dict.fromkeys(STAGES, AssertionError("trained twice")))
     main("--seeds", "0", "--study", "contrast")
     assert row_of(capsys.readouterr().out, "CMA, NCE, Z estimated anew, for each term")
+
+
+def test_command_that_repeats_a_table_names_the_epochs_of_its_study_alone(stubbed, capsys):
+    main, _, _ = stubbed
+    main("--seeds", "0", "--study", "visual", "--only", "seer")
+    main("--seeds", "0", "--study", "joint", "--only", "avid_byol")
+    commands = [line for line in capsys.readouterr().out.splitlines() if "tools/ablation.py" in line]
+    assert commands[0].endswith("--seeds 0 --files 80 17 --only seer")
+    assert commands[1].endswith("--seeds 0 --files 80 17 --avid-epochs 60 --only avid_byol")
 
 
 @pytest.mark.parametrize(
@@ -252,3 +301,21 @@ def test_miniature_study_trains_judges_and_writes_table_and_numbers(tmp_path):
     first = {name: r["metrics"]["first_loss"] for name, r in results.items()}
     assert len(set(first.values())) == 3, "three different trainings"
     assert "log_z" not in results["cma_consensus"]["metrics"], "softmax has no partition constant"
+
+
+def test_miniature_visual_study_judges_video_alone(tmp_path):
+    words = (tmp_path / "runs", "--study", "visual", "--seeds", "0", "--files", "4", "2")
+    words += ("--set", "train.epochs=1", "train.batch_size=16", "--only", "random_regnet", "seer", "simsiam")
+    done = run(*words, cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert "| linear video | kNN video | first loss |" in done.stdout
+    assert "audio" not in done.stdout
+    assert "| SEER | random init, RegNetY | 1 |" in done.stdout
+    found = {
+        name: json.loads((tmp_path / "runs/seed0" / name / "result.json").read_text())
+        for name in ("random_regnet", "seer", "simsiam")
+    }
+    assert found["random_regnet"]["config"]["model"] == found["seer"]["config"]["model"]
+    assert "seconds" not in found["random_regnet"]
+    assert found["simsiam"]["config"]["model"]["video"]["name"] == "R2Plus1D"
+    assert found["simsiam"]["metrics"]["spread"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from media import write_media
@@ -36,9 +37,15 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture
-def recipe(videos, tmp_path):
-    def make(**changes) -> Config:
-        """Recipe with sections updated, such as ``train={"epochs": 1}``."""
+def recipe(make_recipe, tmp_path):
+    """Recipe with sections updated, such as ``recipe(train={"epochs": 1})``, in the test's own folder."""
+    return partial(make_recipe, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_recipe(videos):
+    def make(folder, **changes) -> Config:
+        """Recipe with sections updated, such as ``train={"epochs": 1}``, whose runs lie in a folder."""
         data = {
             "data": {
                 "root": str(videos), "num_frames": 4, "fps": 8, "short_side": 40, "audio_seconds": 0.5,
@@ -57,10 +64,10 @@ def recipe(videos, tmp_path):
             "objective": {"name": "AVID", "num_negatives": 6},
             "optim": {"lr": 1e-3},
             "train": {"epochs": 3, "batch_size": 4, "log_every": 1, "threads": 1, "device": "cpu"},
-            "run": {"folder": str(tmp_path), "name": "run"},
+            "run": {"folder": str(folder), "name": "run"},
         }  # fmt: skip
         for section, values in changes.items():
-            data[section] = data[section] | values
+            data[section] = values if section == "objective" else data[section] | values
         return config_from_dict(data, Config)
 
     return make

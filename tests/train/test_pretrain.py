@@ -244,6 +244,19 @@ def test_filling_the_memories_leaves_the_weights_alone(recipe, progress, monkeyp
     assert state["bank.seen"].all()
 
 
+def test_filling_the_memories_visits_rows_that_an_epoch_of_training_drops(recipe, progress, monkeypatch):
+    train = {"memory_warmup_epochs": 1, "batch_size": 5}
+    with monkeypatch.context() as patch:
+        stop_after(patch, step=3)  # 5, 5 and 2 of 12 files, filled up to 5
+        with pytest.raises(Interrupted):
+            pretrain(recipe(train=train), progress)
+    folder = Path(recipe().run.folder) / "run"
+    assert load_checkpoint(folder)["objective"]["bank.seen"].all()
+    assert load_checkpoint(folder)["position"] == {"step": 3, "epoch": 1, "batch": 0}
+    pretrain(recipe(train=train), progress)
+    assert sorted(losses(folder)) == list(range(4, 10))  # two steps in each of three epochs
+
+
 def test_a_run_stopped_while_it_fills_the_memories_ends_bit_for_bit_alike(recipe, progress, monkeypatch):
     train = {"memory_warmup_epochs": 1}
     whole = pretrain(recipe(run={"name": "whole"}, train=train), progress)

@@ -52,6 +52,15 @@ def test_jitter_equals_torchvision_in_each_clips_order(strengths: tuple[float, .
     assert torch.equal(x, before)
 
 
+def test_jitter_of_all_clips_at_once_equals_that_of_one_after_the_other() -> None:
+    x = random_clips(24)
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.2)
+    drawn = jitter.draw(len(x), torch.Generator().manual_seed(3))
+    at_once, in_turn = jitter._apply_at_once(x, *drawn), jitter._apply_in_turn(x.clone(), *drawn)
+    torch.testing.assert_close(at_once, in_turn, rtol=0, atol=2e-5)
+    assert (at_once - x).abs().max() > 0.1
+
+
 def test_hue_equals_torchvision_for_any_turn() -> None:
     turns = torch.linspace(-0.5, 0.5, 21)
     x = random_clips(len(turns))

@@ -48,7 +48,7 @@ RELEASED["barlow_twins"] = RELEASED["byol"]
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_released_values(name: str) -> None:
-    crops = [dict(zip(COLUMNS, row, strict=True)) for row in RELEASED[name]]
+    crops = [dict(zip(COLUMNS, row, strict=True), eight_bit=False) for row in RELEASED[name]]
     assert [asdict(crop) for crop in PRESETS[name]()] == crops
 
 

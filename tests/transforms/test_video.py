@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from avssl.errors import ConfigError
 from avssl.transforms import IMAGENET_MEAN, IMAGENET_STD, VideoAugment, VideoEval
+from avssl.transforms.resample import Axis, pad_frames, resample, resample_in_turn
 from avssl.transforms.video import random_boxes
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -63,6 +64,44 @@ def test_augment_equals_crop_antialiased_resize_and_flip_a_clip(sizes: list[tupl
     assert views.dtype == torch.float32
     for i, clip in enumerate(clips):
         torch.testing.assert_close(views[i], reference_view(clip, boxes[i], flips[i], 56), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_matrices_and_clip_by_clip_resample_alike(interpolation: str) -> None:
+    """Accelerators have the first, processors the second."""
+    clips = [random_clip(*size, seed=i) for i, size in enumerate([(40, 60), (70, 33), (24, 24)])]
+    columns = {"rows": [[3, 30, 20, 2, 0], [0, 70, 45, 9, 0], [4, 11, 18, 1, 0]]}
+    columns["columns"] = [[5, 44, 32, 0, 1], [1, 30, 24, 3, 0], [0, 24, 16, 0, 1]]
+    axes = [Axis(*torch.tensor(values, dtype=torch.float64).T) for values in columns.values()]
+    by_matrices = resample(
+        pad_frames(clips), *(Axis(*(x.float() for x in axis)) for axis in axes), 16, interpolation
+    )
+    in_turn = resample_in_turn(clips, *axes, 16, interpolation)
+    torch.testing.assert_close(by_matrices, in_turn, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_eight_bit_views_are_those_of_pillow(interpolation: str) -> None:
+    sizes = [(96, 96), (240, 320), (64, 200), (20, 17)]
+    clips = [random_clip(*shape, num_frames=1, seed=i) for i, shape in enumerate(sizes)]
+    augment = VideoAugment(56, jitter=(0, 0, 0, 0), interpolation=interpolation, eight_bit=True, **PLAIN)
+    views = 255 * augment(clips, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(views, views.round(), rtol=0, atol=1e-4)
+    boxes, flips = drawn(sizes, seed=5)
+    mode = tv.InterpolationMode(interpolation)
+    for view, clip, box, flip in zip(views, clips, boxes.tolist(), flips, strict=True):
+        image = tv.resized_crop(tv.to_pil_image(clip[0].permute(2, 0, 1)), *box, [56, 56], mode)
+        image = tv.hflip(image) if flip else image
+        torch.testing.assert_close(view[:, 0], 255 * tv.to_tensor(image), rtol=0, atol=1.01)
+
+
+def test_eight_bit_views_differ_from_exact_ones_by_rounding() -> None:
+    clips = [random_clip(*shape, seed=i) for i, shape in enumerate([(96, 96), (240, 320), (20, 17)])]
+    exact, eight_bit = (
+        255 * VideoAugment(56, jitter=(0, 0, 0, 0), eight_bit=choice, **PLAIN)(clips, generator)
+        for choice, generator in ((choice, torch.Generator().manual_seed(5)) for choice in (False, True))
+    )
+    assert 0.1 < float((exact - eight_bit).abs().max()) < 1.1
 
 
 def test_augment_of_equal_frames_gives_equal_frames() -> None:

@@ -1,0 +1,94 @@
+"""What processes that train together tell one another before each step, so that all take the same one.
+
+Clips that cannot be read leave processes with unequally many. Objectives exchange embeddings of equal numbers
+and take means over their own samples, so in a step of training every process uses as many clips as the one
+with fewest: each clip used counts alike, and those beyond are left out of that step and counted. Where
+memories are filled nothing may be left out; there the others repeat some of their clips, which changes no
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from avssl import dist
+from avssl.data import ClipBatch, Failure
+from avssl.data.batch import PackedFrames
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all processes do next.
+
+    Parameters
+    ----------
+    parts : list of ClipBatch
+        Equally many clips on each process; without those parts that are too small to train on.
+    clips : int
+        Clips used, over all processes.
+    surplus : int
+        Clips left out, over all processes.
+    failures : list of (Failure, epoch)
+        Of all processes, in the order of the clips.
+    stop : int
+        Signal that asks to stop; 0 for none.
+    save : bool
+        Whether the first process wants a checkpoint.
+    """
+
+    parts: list[ClipBatch]
+    clips: int
+    surplus: int
+    failures: list[tuple[Failure, int]]
+    stop: int
+    save: bool
+
+
+def agree(parts: Sequence[ClipBatch], *, stop: int, save: bool, fill: bool) -> Agreement:
+    """Exchange a few numbers with the other processes; every process calls it once a step.
+
+    Parameters
+    ----------
+    parts : sequence of ClipBatch
+        This process's part of each batch of the step.
+    stop : int
+        Signal this process caught, 0 for none; the greatest of all counts.
+    save : bool
+        Whether a checkpoint is due by the clock; the first process's counts.
+    fill : bool
+        Whether processes repeat clips to be equal, rather than leave some out.
+    """
+    failed = [(failure, part.epoch) for part in parts for failure in part.failures]
+    own = [stop, int(save), len(failed), *(len(part) for part in parts)]
+    numbers = dist.all_gather(torch.tensor([own]))  # on the CPU: no GPU is waited for
+    if bool(numbers[:, 2].any()):
+        failed = [item for part in dist.gather_objects(failed) for item in part]
+    counts = numbers[:, 3:]
+    fewest, total = counts.amin(dim=0), counts.sum(dim=0)
+    each = counts.amax(dim=0) if fill else fewest
+    enough = (fewest >= 1) & (each >= 2)  # batch norm needs two
+    used = torch.where(enough, total if fill else fewest * len(numbers), 0)
+    return Agreement(
+        parts=[_take(part, int(each[i])) for i, part in enumerate(parts) if enough[i]],
+        clips=int(used.sum()),
+        surplus=int((total - used).sum()),
+        failures=failed,
+        stop=int(numbers[:, 0].max()),
+        save=bool(numbers[0, 1]),
+    )
+
+
+def _take(part: ClipBatch, count: int) -> ClipBatch:
+    """The first clips of a part; from the beginning again where it has fewer."""
+    if count == len(part):
+        return part
+    places = [i % len(part) for i in range(count)]
+    return replace(
+        part,
+        frames=PackedFrames.pack([part.frames[i] for i in places]) if len(part.frames) else part.frames,
+        waveform=None if part.waveform is None else part.waveform[places],
+        index=part.index[places],
+    )

@@ -1,0 +1,53 @@
+"""Where a run stands, and how long it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Position:
+    """How far a run has come: steps done, and the batch (from 0) that comes next."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop needs to know; see `avssl.schema.TrainConfig` and `OptimConfig`."""
+
+    epochs: int
+    batches_per_epoch: int
+    seed: int
+    warmup_epochs: int = 0  # of the memories, before the first epoch of training
+    batches_per_warmup_epoch: int = 0
+    accumulate: int = 1
+    precision: torch.dtype = torch.float32
+    clip_grad_norm: float | None = None
+    log_every: int = 10
+    checkpoint_seconds: float = 600.0
+    max_skipped: float = 1.0
+    num_rows: int = 1
+
+    def batches(self, epoch: int) -> int:
+        """Batches of an epoch; those of warming up come first."""
+        return self.batches_per_warmup_epoch if epoch < self.warmup_epochs else self.batches_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch of training; the last may have fewer parts than `accumulate`."""
+        return -(-self.batches_per_epoch // self.accumulate)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of all epochs of warming up."""
+        return self.warmup_epochs * -(-self.batches_per_warmup_epoch // self.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.warmup_steps + self.epochs * self.steps_per_epoch
