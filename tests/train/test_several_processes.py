@@ -35,7 +35,7 @@ advance = Trainer._advance
 
 def interrupt_the_second_process(trainer, last):
     advance(trainer, last)
-    if trainer.position.step == 3 and dist.rank() == 1:
+    if trainer.position.step == 2 and dist.rank() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -62,7 +62,7 @@ SOUND = {
     "data": {"audio_seconds": 1.0},
     "model": {"video": REGNET},
     "objective": {"name": "AVID", "num_negatives": 6, "temperature": 0.5},
-    "optim": {"name": "sgd", "lr": 2e-3},
+    "optim": {"name": "sgd", "lr": 5e-4},
 }
 IMAGES = {
     "data": {"num_frames": 1},
@@ -125,7 +125,7 @@ def runs(make_recipe, wide, damaged, tmp_path_factory):
     }
 
     def recipe(where, name, kind):
-        data, train = ({"root": str(wide)}, {"batch_size": 6})
+        data, train = {"root": str(wide)}, {"batch_size": 6, "epochs": 2}  # four steps
         merged = kind | {
             "data": data | kind.get("data", {}), "train": train | kind.get("train", {}), "run": {"name": name}
         }  # fmt: skip
@@ -143,8 +143,12 @@ def runs(make_recipe, wide, damaged, tmp_path_factory):
     return folder, recipes[alone]
 
 
-def assert_alike(one, two, rtol=1e-4, atol=1e-5):
-    """Checkpoints of one and of two processes hold the same but for rounding."""
+def assert_alike(one, two, rtol=1e-3, atol=2e-4):
+    """Checkpoints of one and of two processes hold the same but for rounding.
+
+    Rounding grows fast: where a flat part of a picture lies at a kink of the network, a whole area of it
+    changes sides at once.
+    """
     one, two = load_checkpoint(one), load_checkpoint(two)
     assert one["position"] == two["position"]
     for name, value in one["objective"].items():
@@ -176,11 +180,11 @@ def test_sharded_processes_train_what_whole_ones_train(runs):
 
 def test_a_signal_to_one_of_two_stops_both_after_the_same_step_and_one_goes_on(runs):
     folder, recipes = runs
-    for rank in (0, 1):  # what the second caught during step 3 was agreed on before step 4
-        assert "stopped by SIGTERM after step 4" in (folder / f"cut-{rank}").read_text()
+    for rank in (0, 1):  # what the second caught during step 2 was agreed on before step 3
+        assert "stopped by SIGTERM after step 3" in (folder / f"cut-{rank}").read_text()
     shutil.copytree(folder / "cut", recipes["cut"].run.folder + "/cut")
     rest = pretrain(recipes["cut"], no_progress)
-    assert sorted(losses(rest)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(losses(rest)) == [1, 2, 3, 4]
     assert_alike(folder / "avid", rest)
 
 
