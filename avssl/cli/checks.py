@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -81,9 +82,10 @@ def check_gpu() -> Finding:
 def check_torch() -> Finding:
     """Whether torch, torchvision and torchaudio belong together and load together."""
     names = ("torch", "torchvision", "torchaudio")
+    ours = re.compile(rf"({'|'.join(names)})\b")
     found = {name: str(importlib.import_module(name).__version__) for name in names}
     detail = ", ".join(f"{name} {number}" for name, number in found.items())
-    wanted = [line.split(";")[0].strip() for line in requires("avssl") or [] if line.startswith(names)]
+    wanted = [line.split(";")[0].strip() for line in requires("avssl") or [] if ours.match(line)]
     builds = {number.partition("+")[2] for number in found.values() if "+" in number}
     if len(builds) > 1 or not all(_fits(found, requirement) for requirement in wanted):
         return Finding(

@@ -8,6 +8,7 @@ functions of their keys, so the order and all other clips stay what they were.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -238,4 +239,6 @@ def start_worker(worker_id: int) -> None:
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A forked process that frees a codec of its parent waits for ever for threads which only the parent has.
+    gc.freeze()
     torch.set_num_threads(1)

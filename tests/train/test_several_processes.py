@@ -16,6 +16,8 @@ from avssl.data import Manifest, scan
 from avssl.train import pretrain
 from avssl.train.parallel import no_progress
 
+pytestmark = pytest.mark.slow
+
 WORKER = """
 import json
 import os
