@@ -115,7 +115,7 @@ def rates(config: Config, optimizer, epoch: float) -> list[float]:
 def test_every_method_has_its_recipes_and_every_recipe_its_test():
     expected = {f"{method}_{kind}" for method in METHODS for kind in KINDS} | {"swav_imagenet_256"}
     assert {path.stem for path in (CONFIGS / "visual").glob("*")} == expected
-    assert {path.stem for path in (CONFIGS / "joint").glob("*")} == set(JOINT)
+    assert {path.stem for path in (CONFIGS / "joint").glob("*")} == set(JOINT | JOINT_SMALL)
 
 
 @pytest.mark.parametrize("name", RELEASED)
