@@ -125,7 +125,7 @@ def test_a_rate_of_each_kind_is_refused_until_one_is_null():
 def test_a_recipe_with_a_partition_says_how_to_change_to_softmax():
     path = CONFIGS / "avid" / "kinetics400.yaml"
     softmax = load_config(path, ["objective.contrast=softmax"], schema=Config)
-    with pytest.raises(ConfigError, match="kinetics400.yaml: objective: partition must be null with"):
+    with pytest.raises(ConfigError, match=r"kinetics400\.yaml: objective: partition must be null with"):
         build_objective(softmax, 40)
     null = load_config(path, ["objective.contrast=softmax", "objective.partition=null"], schema=Config)
     with torch.device("meta"):
