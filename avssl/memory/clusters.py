@@ -171,7 +171,7 @@ def search_probes(
     ids : Tensor, (N, k), int64
         As in `avssl.memory.exact.search_pairs`; ``-inf`` and -1 for rows of other tiles.
     """
-    search = TileSearch(rows, k, tiles, with_own=own)
+    search = TileSearch(rows, k, tiles, with_own=set(own))
 
     def settle(i: int) -> None:
         probes = router.probes(tiles[i].clamp_min(0), num_probes)

@@ -65,7 +65,6 @@ def mine_tiles(rows: Rows, k: int, target: float | None, report: Callable[[float
     side, ranks = default_side(rows.video.device), dist.world_size()
     leaf, refine = (side, False) if target is None else (side // 2, True)
     tiles = cut_tiles(similar_order(rows, leaf, refine), side)
-    pairs = all_pairs(len(tiles))[dist.rank() :: ranks]
     if target is not None:
         router = Router(rows, tiles)
         sample, exact = sample_rows(rows, k)
@@ -76,6 +75,7 @@ def mine_tiles(rows: Rows, k: int, target: float | None, report: Callable[[float
             ids = best_of_ranks(*done)
             recall = recall_of(ids[sample[1::2]], exact[1::2])
             return Found(ids, "clusters", 0.0, recall, len(sample[1::2]), num_probes / len(tiles))
+    pairs = all_pairs(len(tiles))[dist.rank() :: ranks]
     best, ids = search_pairs(rows, k, tiles, pairs, lambda n: report(n / len(pairs)), all_scores=ranks > 1)
     return Found(best_of_ranks(best, ids), "exact", 1.0)
 
