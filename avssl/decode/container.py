@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from typing import Any
 
@@ -112,6 +112,14 @@ def start_seconds(container: InputContainer) -> Fraction:
     streams: list[Any] = [stream for stream in container.streams if is_media(stream)]
     starts = [stream.start_time * stream.time_base for stream in streams if stream.start_time is not None]
     return min(starts, default=Fraction(0))
+
+
+def demuxing(container: InputContainer, streams: Any) -> closing[Any]:
+    """The packets from here on, to iterate over inside a `with` block.
+
+    PyAV frees what it allocates for them only if its generator ends or is closed, not if it is forgotten.
+    """
+    return closing(container.demux(streams))
 
 
 def seek_attempts(container: InputContainer, stream: Any, target: int) -> Iterator[bool]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
 
-from avssl.decode.container import CannotReadError, seek_attempts
+from avssl.decode.container import CannotReadError, demuxing, seek_attempts
 from avssl.types import VideoWindow
 
 # Containers round timestamps (Matroska to 1 ms): a frame due at t may be stamped half a tick later. The
@@ -86,15 +87,13 @@ def _demux(container: InputContainer, stream: Any, last_tick: int, is_first: boo
     Also tells whether the stream ended (or broke off) before that was certain.
     """
     packets: list[Any] = []
-    try:
-        for packet in container.demux(stream):
+    with suppress(av.FFmpegError), demuxing(container, stream) as found:  # cut off: what came before counts
+        for packet in found:
             wanted = packets or packet.is_keyframe or is_first
             if packet.size and wanted:  # an empty packet would tell the decoder that the stream is over
                 packets.append(packet)
                 if packet.dts is not None and packet.dts > last_tick:  # later packets are shown later still
                     return packets, False
-    except av.FFmpegError:
-        pass  # damaged or cut off here: what came before counts
     return packets, True
 
 

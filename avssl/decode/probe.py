@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 import av
 from av.container import InputContainer
 
-from avssl.decode.container import failures_as_decode_error, open_container, pick_stream, start_seconds
+from avssl.decode.container import (
+    demuxing,
+    failures_as_decode_error,
+    open_container,
+    pick_stream,
+    start_seconds,
+)
 from avssl.types import Source
 
 
@@ -77,22 +84,20 @@ def _duration(container: InputContainer, streams: list[Any]) -> Fraction:
 def _last_packet_end(container: InputContainer, streams: list[Any]) -> Fraction:
     """Latest end of any packet, for files written without durations (live recordings)."""
     latest = start_seconds(container)
-    try:
-        for packet in container.demux(streams):
+    with suppress(av.FFmpegError), demuxing(container, streams) as packets:  # cut off here
+        for packet in packets:
             if packet.pts is not None:
                 latest = max(latest, (packet.pts + (packet.duration or 0)) * packet.time_base)
-    except av.FFmpegError:
-        pass  # cut off here
     return latest
 
 
 def _upright_size(container: InputContainer, stream: Any) -> tuple[int, int]:
     """Size of the picture as shown; the rotation is known only with a decoded frame."""
-    try:
+    frame = None
+    with suppress(av.FFmpegError):
         container.seek(stream.start_time or 0, stream=stream)
-        frame = next(container.decode(stream), None)
-    except av.FFmpegError:
-        frame = None
+        with demuxing(container, stream) as packets:
+            frame = next((frame for packet in packets for frame in packet.decode()), None)
     if frame is None:  # the header is all there is
         return stream.codec_context.width, stream.codec_context.height
     return (frame.width, frame.height) if round(frame.rotation / 90) % 2 == 0 else (frame.height, frame.width)

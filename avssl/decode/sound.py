@@ -13,7 +13,7 @@ import torch
 from av.container import InputContainer
 from torch import Tensor
 
-from avssl.decode.container import CannotReadError, seek_attempts
+from avssl.decode.container import CannotReadError, demuxing, seek_attempts
 from avssl.types import AudioWindow
 
 # A decoder needs packets from before the window: overlapping transforms, the bit reservoir of MP3.
@@ -133,14 +133,15 @@ def _decode_around(container: InputContainer, stream: Any, begin: float, end: fl
         runs = SoundRuns(tick, sample_rate)
         arrived = is_first
         try:
-            for packet in container.demux(stream):
-                arrived = arrived or packet.pts is None or packet.pts <= low
-                if not arrived or (packet.pts is not None and packet.pts > high):
-                    break
-                if packet.size and (packet.pts is None or packet.pts >= preroll):
-                    runs.extend(_decode(stream.codec_context, packet))
-            else:
-                runs.extend(_decode(stream.codec_context, None))
+            with demuxing(container, stream) as packets:
+                for packet in packets:
+                    arrived = arrived or packet.pts is None or packet.pts <= low
+                    if not arrived or (packet.pts is not None and packet.pts > high):
+                        break
+                    if packet.size and (packet.pts is None or packet.pts >= preroll):
+                        runs.extend(_decode(stream.codec_context, packet))
+                else:
+                    runs.extend(_decode(stream.codec_context, None))
         except av.FFmpegError:
             if is_first and not runs:
                 raise

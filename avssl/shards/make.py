@@ -19,6 +19,7 @@ from av.container import InputContainer
 from avssl.data import Sample, Skipped
 from avssl.decode import open_reader
 from avssl.decode.container import (
+    demuxing,
     failures_as_decode_error,
     open_container,
     pick_stream,
@@ -133,8 +134,8 @@ def _stream_end(container: InputContainer, kind: str, end: Fraction) -> Fraction
         return Fraction(-1)
     latest: Fraction | None = None
     for _ in seek_attempts(container, stream, math.floor(end / stream.time_base)):
-        with suppress(av.FFmpegError):  # damaged or cut off here
-            for packet in container.demux(stream):
+        with suppress(av.FFmpegError), demuxing(container, stream) as packets:  # damaged or cut off here
+            for packet in packets:
                 time = packet.dts if packet.pts is None else packet.pts
                 if time is None or not packet.size:
                     continue

@@ -66,7 +66,7 @@ def test_ten_thousand_reads_of_damaged_files_leave_memory_flat(tmp_path: Path) -
     check(outcomes)
     assert len(outcomes) == len(jobs) >= 10_000
     passes = [outcomes[len(paths) * i - 1].resident for i in range(1, len(jobs) // len(paths) + 1)]
-    assert passes[-1] - passes[1] < 16 * MEBIBYTE, [round(resident / MEBIBYTE, 1) for resident in passes]
+    assert passes[-1] - passes[1] < 4 * MEBIBYTE, [round(resident / MEBIBYTE, 1) for resident in passes]
     first = [outcome.result for outcome in outcomes[: len(paths)]]
     assert first == [outcome.result for outcome in outcomes[-len(paths) :]]  # a read leaves nothing behind
 
