@@ -66,7 +66,7 @@ Examples:
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--manifest", type=click.Path(path_type=Path), help="Other data than the run was trained on.")
+@click.option("--manifest", metavar="FILE|URL", help="Other data than the run was trained on.")
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN, or runs/NAME]"
 )
@@ -77,7 +77,7 @@ Examples:
 @click.option("--gallery/--no-gallery", default=True, help="Write previews of queries and their matches.")
 def evaluate(
     run: Path,
-    manifest: Path | None,
+    manifest: str | None,
     output: Path | None,
     train_split: str,
     test_split: str,
@@ -116,7 +116,7 @@ def evaluate(
     click.echo(f"report  {write_report(folder)}")
 
 
-def _places(run: Path, own: bool, manifest: Path | None, output: Path | None) -> tuple[Path, Path]:
+def _places(run: Path, own: bool, manifest: str | None, output: Path | None) -> tuple[str | Path, Path]:
     """Manifest to read and folder to write; nothing is written beside a checkpoint that is not our own."""
     home = run if run.is_dir() else run.parent
     if own and run.exists() and (home / FILE_NAME).is_file():

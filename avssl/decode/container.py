@@ -143,4 +143,6 @@ def seek_attempts(container: InputContainer, stream: Any, target: int) -> Iterat
             yield True
             return
     name = container.format.name
-    raise CannotReadError(f"no position in this {name} file can be sought; convert it, for example to MP4")
+    raise CannotReadError(
+        f"no position in this {name} file can be sought; it is damaged, or must be converted, for example to MP4"
+    )

@@ -21,6 +21,9 @@ from avssl.decode.packets import find_stretches
 from avssl.types import VideoWindow
 
 
+REMEDY = "read it with the decoder pyav"
+
+
 class Excerpt(NamedTuple):
     """What another library needs to know about a window.
 
@@ -57,7 +60,7 @@ def find_excerpt(container: InputContainer, stream: Any, window: VideoWindow, ze
     stamps = sorted(packet.pts for packet in stretch.packets) if stretch.is_stamped else []
     if len(set(stamps)) < len(stretch.packets):
         name = container.format.name
-        raise CannotReadError(f"this {name} file lacks display times; read it with the decoder pyav")
+        raise CannotReadError(f"this {name} file lacks display times; {REMEDY}")
     # Frames shown before the key frame belong to the packets before it, and may not decode without them.
     first = stretch.packets[0].pts
     packets = [p for p in stretch.packets if stretch.is_first or p.pts >= first]
@@ -90,7 +93,11 @@ def _mux(stream: Any, packets: list[Any], rank: dict[int, int]) -> bytes:
     delay = max(i - rank[packet.pts] for i, packet in enumerate(packets))
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
-        target = container.add_stream_from_template(stream, opaque=True)  # by decoder: AV1's has no encoder
+        try:  # opaque: by its decoder, since that of AV1 has no encoder
+            target = container.add_stream_from_template(stream, opaque=True)
+        except ValueError as error:
+            name = stream.codec_context.codec.canonical_name
+            raise CannotReadError(f"an excerpt cannot hold {name} video; {REMEDY}") from error
         target.set_display_rotation(0)  # some libraries would turn pictures, others not
         for i, packet in enumerate(packets):
             packet.pts, packet.dts, packet.time_base = rank[packet.pts] + delay, i, Fraction(1, 25)

@@ -38,7 +38,7 @@ def read_frames(container: InputContainer, stream: Any, window: VideoWindow, zer
         if stretch.is_stamped and _decode_chosen(context, stretch, pictures):
             break
         if not is_probed:
-            raise CannotReadError("the packets do not tell which frames come out")
+            raise CannotReadError("no picture is found in the video stream")
         if _decode_all(context, stretch, pictures):
             break
     return pictures.tensor()

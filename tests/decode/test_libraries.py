@@ -108,6 +108,12 @@ def test_files_that_store_no_display_times_are_left_to_pyav(tmp_path, reader):
         reader.read(path, VideoWindow(0.5, 8, 16))
 
 
+def test_codecs_that_no_excerpt_holds_are_left_to_pyav(tmp_path, reader):
+    path = write_media(tmp_path / "old.flv", codec="flv", audio=False, seconds=1.0, size=(48, 48))
+    with pytest.raises(DecodeError, match="cannot hold flv1 video; read it with the decoder pyav"):
+        reader.read(path, VideoWindow(0.0, 2, 8))
+
+
 def test_a_part_is_read_like_a_file(tmp_path, reader):
     path = write_media(tmp_path / "a.mp4", bframes=2)
     part = put_inside(path, tmp_path / "shard.tar")

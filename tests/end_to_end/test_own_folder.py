@@ -83,6 +83,14 @@ def test_evaluate_prints_a_table_and_extends_the_report(avssl, trained):
     assert "Audio to video" in page
 
 
+def test_evaluate_reads_a_manifest_at_a_url(avssl, trained):
+    url = (trained / "runs" / "cma_small" / "manifest.parquet").as_uri()
+    options = ("--manifest", url, "--output", "elsewhere", "--no-gallery", "--clips", 1)
+    result = avssl("evaluate", "runs/cma_small", *options, cwd=trained)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((trained / "elsewhere" / "results.json").read_text())["pool_size"] >= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
