@@ -45,7 +45,9 @@ def decode_plainly(path: Path, size: tuple[int, int] | None = None) -> tuple[lis
         frames = list(container.decode(video=0))
         times = [float(f.pts * f.time_base - min(starts, default=0)) for f in frames]
         if size is not None:
-            frames = [f.reformat(width, height, "gbrp", interpolation="AREA") for f in frames]
+            pixels = frames[0].format.name
+            pixels = pixels if pixels.endswith("420p") else "gbrp"
+            frames = [f.reformat(width, height, pixels, interpolation="BILINEAR") for f in frames]
         return times, [f.reformat(format="rgb24").to_ndarray() for f in frames]
 
 

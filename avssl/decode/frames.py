@@ -22,6 +22,9 @@ from avssl.types import VideoWindow
 # once, and then puts out other frames under the timestamps of those it skipped.
 SKIPPING_DECODERS = ("h264", "hevc", "mpeg2video", "mpeg4", "vp8", "vp9")
 
+# Pixels that swscale turns into RGB faster than it scales others.
+HALVED_COLOUR = ("yuv420p", "yuvj420p")
+
 
 def read_frames(container: InputContainer, stream: Any, window: VideoWindow, zero: Fraction) -> Tensor:
     """Frames of `window`, uint8 (T, H, W, 3); time `zero` of the streams' clock is the start of the file.
@@ -108,8 +111,9 @@ def _decode(context: Any, packet: Any | None) -> list[Any]:
 class Pictures:
     """Decoded frames as upright RGB pictures of one size, each written where the window shows it.
 
-    Pixels are taken as square. The size is reduced by averaging areas (swscale) on the way to RGB, which is
-    some grey levels away from resized RGB where hard colour edges meet: colour has half the resolution.
+    Pixels are taken as square. The size is reduced with a triangle filter over the area of each new pixel
+    (swscale). Colour that a file stores at half the resolution, as most do, keeps half the new one, as if the
+    file had been written in the small size; it is some grey levels away from resized RGB at colour edges.
     """
 
     def __init__(self, num_frames: int, short_side: int | None) -> None:
@@ -137,9 +141,10 @@ class Pictures:
         if self._size is None:  # a stream that changes its size keeps that of its first frame
             self._size = shrunk_size(frame.width, frame.height, self._short_side)
         if self._size != (frame.width, frame.height):
-            # swscale is slow, and coarse in colour, when it scales straight to packed RGB.
+            # Straight to packed RGB, swscale is slow; other pixels keep their colours through planar RGB.
+            format = frame.format.name if frame.format.name in HALVED_COLOUR else "gbrp"
             width, height = self._size
-            frame = self._to_size.reformat(frame, width, height, "gbrp", interpolation="AREA", threads=1)
+            frame = self._to_size.reformat(frame, width, height, format, interpolation="BILINEAR", threads=1)
         rgb = self._to_rgb.reformat(frame, format="rgb24", threads=1)
         return np.rot90(packed(rgb), rotation)
 

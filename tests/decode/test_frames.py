@@ -154,13 +154,23 @@ def test_short_side_shrinks_and_never_enlarges(tmp_path, size, short_side, expec
     assert np.array_equal(clip.frames.numpy(), np.stack(decode_plainly(path, expected)[1][4:8]))
 
 
-def test_shrinking_averages_what_it_drops(tmp_path):
+def test_shrinking_weighs_what_it_drops(tmp_path):
     path = write_media(tmp_path / "a.mp4", seconds=0.5, size=(192, 192), audio=False, gop=1)
     small = PyAVReader().read(path, VideoWindow(0.25, 1, 16, short_side=24)).frames[0].double()
     full = PyAVReader().read(path, VideoWindow(0.25, 1, 16)).frames[0].double()
-    averaged = full.reshape(24, 8, 24, 8, 3).mean((1, 3))  # float64 reference: the mean of each 8 x 8 block
-    assert (small - averaged).abs().max() < 7  # swscale rounds half a level up, the whole picture half down
-    assert (small - averaged).abs().mean() < 1.5
+    weighed = _triangle(192, 24) @ full.permute(2, 0, 1) @ _triangle(192, 24).T
+    error = small - weighed.permute(1, 2, 0)
+    brightness = error @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.double)
+    assert brightness.abs().max() < 3
+    assert error.abs().mean() < 2  # colour is stored at half the resolution
+
+
+def _triangle(size: int, new_size: int) -> torch.Tensor:
+    """Weights of a triangle filter as wide as two new pixels, (new_size, size) float64."""
+    scale = size / new_size
+    centres = (torch.arange(new_size, dtype=torch.double)[:, None] + 0.5) * scale
+    weights = (1 - (torch.arange(size) + 0.5 - centres).abs() / scale).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def test_a_damaged_frame_costs_no_other_group_of_pictures(tmp_path):
