@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from avssl.data.checks import check_rows, named
 from avssl.data.remote import is_url, local_copy
 from avssl.data.tables import (
     PLACES,
@@ -68,54 +69,13 @@ class Manifest:
             raise ManifestError("a manifest needs at least one sample; got none")
         self.table = table.sort_by("id").replace_schema_metadata(None)
         self.root = str(root).rstrip("/") if is_url(root) else Path(os.path.abspath(root))
-        self._check()
+        check_rows(self.table)
 
     @classmethod
     def from_samples(cls, samples: Iterable[Sample], root: str | Path) -> Manifest:
         """Manifest of the given rows."""
         schema = pa.schema([*SCHEMA, *PLACES])
         return cls(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=schema), root)
-
-    def _check(self) -> None:
-        self._check_numbers()
-        self._check_places()
-
-    def _check_places(self) -> None:
-        for kind in ("video", "audio") if PLACES.names[0] in self.table.column_names else ():
-            offset, length = (self.table[f"{kind}_{what}_bytes"] for what in ("offset", "num"))
-            good = pc.and_(pc.greater_equal(offset, 0), pc.greater(length, 0))
-            none = pc.and_(pc.is_null(offset), pc.is_null(length))
-            bad = np.flatnonzero(~pc.or_(none, pc.fill_null(good, False)).to_numpy())
-            if len(bad):
-                sample = self.row(int(bad[0]))
-                raise ManifestError(
-                    f"sample {sample.id!r} has {kind}_offset_bytes {offset[bad[0]].as_py()} and "
-                    f"{kind}_num_bytes {length[bad[0]].as_py()}; must be >= 0 and > 0, or both empty"
-                )
-
-    def _check_numbers(self) -> None:
-        ids = self.ids
-        if len(set(ids)) < len(ids):
-            repeated = [name for name, count in Counter(ids).items() if count > 1]
-            raise ManifestError(
-                f"ids must be unique; more than once: {_named(repeated)}; remove the repeated rows, or give "
-                "them ids of their own in an 'id' column"
-            )
-        start, end, duration, fps = (
-            self.table[name].to_numpy()
-            for name in ("start_seconds", "end_seconds", "duration_seconds", "fps")
-        )
-        # A row that was never probed has duration 0 and may have end 0: "to the end of the file".
-        ordered = (end > start) | ((end == 0) & (duration == 0))
-        good = (
-            np.isfinite(start + end + duration + fps) & (start >= 0) & (duration >= 0) & (fps >= 0) & ordered
-        )
-        if not good.all():
-            row = self.row(int(np.flatnonzero(~good)[0]))
-            raise ManifestError(
-                f"sample {row.id!r} runs from {row.start_seconds} s to {row.end_seconds} s of "
-                f"{row.duration_seconds} s at {row.fps} fps; must be finite, with 0 <= start < end"
-            )
 
     # ---- rows and columns
 
@@ -175,7 +135,7 @@ class Manifest:
         }
         if unknown := sorted(set(self.classes) - set(number)):
             raise ManifestError(
-                f"{_named(unknown)}: not among the {len(number)} classes; label both splits alike"
+                f"{named(unknown)}: not among the {len(number)} classes; label both splits alike"
             )
         number[None] = -1
         return np.array([number[label] for label in self.labels], dtype=np.int64)
@@ -185,9 +145,7 @@ class Manifest:
         wanted = list(ids)
         unknown = [name for name in wanted if name not in self._row_of]
         if unknown:
-            raise ManifestError(
-                f"{_named(unknown)}: no such id among the {len(self)} samples of the manifest"
-            )
+            raise ManifestError(f"{named(unknown)}: no such id among the {len(self)} samples of the manifest")
         return np.array([self._row_of[name] for name in wanted], dtype=np.int64)
 
     @cached_property
@@ -324,8 +282,3 @@ class Manifest:
         columns = read_columns(path)
         root = home if root is None else root
         return cls.from_samples(samples_of(columns, root), root)
-
-
-def _named(names: Sequence[str], at_most: int = 5) -> str:
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(repr(name) for name in names[:at_most]) + more
