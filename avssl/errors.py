@@ -65,5 +65,21 @@ class TrainingError(AvsslError):
     """Training that cannot go on, such as a loss that is not finite."""
 
 
+class LaunchError(AvsslError):
+    """A job that cannot be submitted."""
+
+
 class Interrupted(AvsslError):
-    """Training stopped on request, after a checkpoint was written."""
+    """Training stopped on request, after a checkpoint was written.
+
+    Parameters
+    ----------
+    message : str
+        What happened, and how to go on.
+    number : int
+        The signal that asked.
+    """
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.number = number

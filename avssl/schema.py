@@ -36,8 +36,9 @@ class DataConfig:
     max_offset_seconds: NonNegative = 0.5
     clips_per_sample: Positive = 1  # clips of each file in an epoch
     silent: Literal["skip", "keep"] = "skip"
-    # Files without sound where the model hears: left out, or with silence in its place (silent=keep as well).
-    without_audio: Literal["drop", "silence"] = "drop"
+    # Files without sound where the model hears: left out, with silence in its place (silent=keep as well), or
+    # for the visual parts of a Joint objective alone.
+    without_audio: Literal["drop", "silence", "video_only"] = "drop"
     max_skipped: Share = 0.05  # share of unreadable files above which the run stops
     decoder: DecoderName = "pyav"
     num_workers: Annotated[int, Field(ge=0)] | None = None  # None: by the number of cores

@@ -221,18 +221,25 @@ class Views:
     ----------
     video : tuple of Tensor, each (B, 3, T, H, W)
         Views of the frames (an image is T = 1); may be empty.
-    audio : tuple of Tensor, each (B, 1, frames, bins)
-        Views of the sound as spectrograms; may be empty.
+    audio : tuple of Tensor, each (A, 1, frames, bins)
+        Views of the sound as spectrograms, of the A = B samples or of those in `sounding`; may be empty.
     index : Tensor, (B,), int64
         Instance number of each sample: its row in the manifest and in the memory bank.
+    sounding : Tensor, (A,), int64, or None
+        Places in the batch of the samples that have sound, in the order of the audio views; None for all.
     """
 
     video: tuple[Tensor, ...]
     audio: tuple[Tensor, ...]
     index: Tensor
+    sounding: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.index.shape[0])
+
+    def with_sound(self, x: Tensor) -> Tensor:
+        """Those of the batch's rows (B, ...) whose samples have sound, (A, ...)."""
+        return x if self.sounding is None else x[self.sounding]
 
 
 @runtime_checkable

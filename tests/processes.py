@@ -1,4 +1,4 @@
-"""Run a script in two processes that form a gloo group, by hand or under torchrun."""
+"""Run a script in processes that form a gloo group, by hand or under torchrun."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ os._exit(0)
 """
 
 
-def run_two(script_text: str, folder: Path, beside: str) -> Path:
-    """Run ``script RANK FOLDER DIRECTORY`` as ranks 0 and 1, one thread each; both must succeed.
+def run_two(script_text: str, folder: Path, beside: str, processes: int = 2) -> Path:
+    """Run ``script RANK FOLDER DIRECTORY`` as ranks 0 and 1, or more, one thread each; all must succeed.
 
     Parameters
     ----------
@@ -27,6 +27,8 @@ def run_two(script_text: str, folder: Path, beside: str) -> Path:
         Where the script and whatever it writes lie; returned.
     beside : str
         ``__file__`` of the test, in whose directory the script finds the test's own functions.
+    processes : int
+        How many ranks.
     """
     script = folder / "worker.py"
     script.write_text(script_text + END)
@@ -38,7 +40,7 @@ def run_two(script_text: str, folder: Path, beside: str) -> Path:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in (0, 1)
+        for rank in range(processes)
     ]
     for worker in workers:
         _, errors = worker.communicate(timeout=120)

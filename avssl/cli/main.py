@@ -35,6 +35,8 @@ COMMANDS = {
         "avssl.cli.statistics:statistics", "Mean and std of each spectrogram bin, from your data."
     ),
     "pretrain": LazyCommand("avssl.cli.pretrain:pretrain", "Train encoders without labels."),
+    "launch": LazyCommand("avssl.cli.launch:launch", "Train as a job: on SLURM, or here in the background."),
+    "runs": LazyCommand("avssl.cli.runs:runs", "List runs and how far they are; compare some."),
     "evaluate": LazyCommand(
         "avssl.cli.evaluate:evaluate", "Measure a checkpoint: kNN, linear probe, retrieval."
     ),

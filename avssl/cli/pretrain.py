@@ -17,10 +17,13 @@ from avssl.config import load_config
 from avssl.errors import Interrupted
 from avssl.report import write_report
 from avssl.train import pretrain as run_pretrain
+from avssl.train.signals import TO_BE_CONTINUED
 from avssl.types import Progress
 
 UNITS = {"scan": "files", "statistics": "clips"}
 """What the work before the training counts."""
+CONTINUE_STATUS = 75
+"""Exit status (EX_TEMPFAIL) after a scheduler's signal that the run is to go on later; 130 after others."""
 
 
 @click.command(
@@ -52,14 +55,14 @@ def pretrain(config: Path, overrides: tuple[str, ...], restart: bool) -> None:
 
 
 def run_stage(recipe: Config, restart: bool = False) -> Path:
-    """Train one stage with a progress bar; exit with status 130 after a requested stop."""
+    """Train one stage with a progress bar; after a requested stop exit with `CONTINUE_STATUS` or 130."""
     try:
         say = partial(click.echo, err=True)
         return run_pretrain(recipe, show_progress, restart=restart, command=command_line(), say=say)
     except Interrupted as stop:
         if dist.rank() == 0:
             click.echo(f"avssl: {stop}", err=True)
-        raise SystemExit(130) from stop
+        raise SystemExit(CONTINUE_STATUS if stop.number in TO_BE_CONTINUED else 130) from stop
 
 
 def command_line() -> str:

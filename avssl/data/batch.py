@@ -70,7 +70,8 @@ class ClipBatch:
     frames : sequence of Tensor, each uint8 (T, H, W, 3)
         One a clip, sizes may differ (packed into one buffer); empty when no video was asked for.
     waveform : Tensor or None
-        float32 (B, channels, samples); None when no audio was asked for, or no clip is left.
+        float32 (A, channels, samples) of the A = B clips or of those in `sounding`; None when no audio was
+        asked for, or no clip with sound is left.
     index : Tensor, int64 (B,)
         Row of the manifest of each clip.
     failures : list of Failure
@@ -78,6 +79,8 @@ class ClipBatch:
     epoch, batch : int
         Which batch of the run, both counted from 0: a run that stopped after it resumes at ``(epoch, batch +
         1)``.
+    sounding : Tensor or None
+        int64 (A,), places in the batch of the clips that have sound; None where they are all or none.
     """
 
     frames: Sequence[Tensor]
@@ -86,6 +89,7 @@ class ClipBatch:
     failures: list[Failure] = field(default_factory=list)
     epoch: int = 0
     batch: int = 0
+    sounding: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.frames = PackedFrames.pack(self.frames)
@@ -94,15 +98,21 @@ class ClipBatch:
         """Number of clips, failures not counted."""
         return int(self.index.shape[0])
 
+    @property
+    def num_sounding(self) -> int:
+        """Number of clips that have sound."""
+        return 0 if self.waveform is None else len(self.waveform)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
         """The batch on a device."""
         packed = PackedFrames.pack(self.frames)
-        waveform = self.waveform
+        waveform, sounding = self.waveform, self.sounding
         return replace(
             self,
             frames=PackedFrames(packed.pixels.to(device, non_blocking=non_blocking), packed.shapes),
             waveform=None if waveform is None else waveform.to(device, non_blocking=non_blocking),
             index=self.index.to(device, non_blocking=non_blocking),
+            sounding=None if sounding is None else sounding.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> ClipBatch:
@@ -113,6 +123,7 @@ class ClipBatch:
             frames=PackedFrames(packed.pixels.pin_memory(), packed.shapes),
             waveform=None if self.waveform is None else self.waveform.pin_memory(),
             index=self.index.pin_memory(),
+            sounding=None if self.sounding is None else self.sounding.pin_memory(),
         )
 
 
@@ -122,12 +133,13 @@ def collate(items: Sequence[Clip | Failure], epoch: int = 0, batch: int = 0) -> 
     Parameters
     ----------
     items : sequence of Clip or Failure
-        Clips of one dataset: all with or all without frames, waveforms of one length.
+        Clips of one dataset: all with or all without frames, waveforms of one length, where there are any.
     epoch, batch : int
         Which batch of the run it is.
     """
     clips = [item for item in items if isinstance(item, Clip)]
     waveforms = [clip.waveform for clip in clips if clip.waveform is not None]
+    sounding = [place for place, clip in enumerate(clips) if clip.waveform is not None]
     return ClipBatch(
         frames=[clip.frames for clip in clips if clip.frames is not None],
         waveform=torch.stack(waveforms) if waveforms else None,
@@ -135,4 +147,5 @@ def collate(items: Sequence[Clip | Failure], epoch: int = 0, batch: int = 0) -> 
         failures=[item for item in items if isinstance(item, Failure)],
         epoch=epoch,
         batch=batch,
+        sounding=torch.tensor(sounding) if 0 < len(sounding) < len(clips) else None,
     )

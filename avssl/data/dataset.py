@@ -69,9 +69,9 @@ class ClipDataset(Dataset[Clip | Failure]):
         Most time between frames and sound, see `clip_windows`.
     silent : "skip" or "keep"
         Whether a waveform whose peak is below -80 dB is a `Failure` of stage ``"silent"``.
-    without_audio : "drop" or "silence"
-        Whether a file without sound is a `Failure` of stage ``"audio"``, or has zeros for a waveform, which
-        `silent` then judges; a clip of sound alone needs sound.
+    without_audio : "drop", "silence" or "video_only"
+        Whether a file without sound is a `Failure` of stage ``"audio"``, has zeros for a waveform, which
+        `silent` then judges, or has none; a clip of sound alone needs sound.
 
     Raises
     ------
@@ -89,14 +89,16 @@ class ClipDataset(Dataset[Clip | Failure]):
         seed: int = 0,
         max_offset_seconds: float = 0.5,
         silent: Literal["skip", "keep"] = "skip",
-        without_audio: Literal["drop", "silence"] = "drop",
+        without_audio: Literal["drop", "silence", "video_only"] = "drop",
     ) -> None:
         if video is None and audio is None:
             raise ValueError("a clip holds video, audio or both; got neither")
         if silent not in ("skip", "keep"):
             raise ValueError(f"silent must be 'skip' or 'keep'; got {silent!r}")
-        if without_audio not in ("drop", "silence"):
-            raise ValueError(f"without_audio must be 'drop' or 'silence'; got {without_audio!r}")
+        if without_audio not in ("drop", "silence", "video_only"):
+            raise ValueError(
+                f"without_audio must be 'drop', 'silence' or 'video_only'; got {without_audio!r}"
+            )
         unprobed = manifest.table["duration_seconds"].to_numpy() == 0
         if unprobed.any():
             first = manifest.row(int(unprobed.argmax())).id
@@ -147,7 +149,7 @@ class ClipDataset(Dataset[Clip | Failure]):
             return failed("open", str(error))
         except DecodeError as error:
             return failed(error.stage, error.reason)
-        if is_mute and audio is not None:
+        if is_mute and audio is not None and self.without_audio == "silence":
             clip = replace(
                 clip,
                 waveform=torch.zeros(1, audio.num_samples),

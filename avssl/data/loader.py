@@ -44,6 +44,8 @@ class EpochSampler(Sampler[BatchKey]):
     draw : callable, optional
         Draws a permutation of the rows from a generator; by default any, see `avssl.data.locality` for one
         that suits shards far away.
+    has_sound : ndarray, bool (num_rows,), optional
+        Which rows have sound: they are spread evenly over each batch, and so over the parts of the ranks.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class EpochSampler(Sampler[BatchKey]):
         rank: int = 0,
         world_size: int = 1,
         draw: Callable[[np.random.Generator], np.ndarray] | None = None,
+        has_sound: np.ndarray | None = None,
     ) -> None:
         for name, value in (("num_rows", num_rows), ("batch_size", batch_size), ("repeats", repeats)):
             if value < 1:
@@ -75,6 +78,7 @@ class EpochSampler(Sampler[BatchKey]):
         self.rank = rank
         self.world_size = world_size
         self.draw = draw
+        self.has_sound = has_sound
         batches, rest = divmod(num_rows * repeats, self.batch_size)
         self.batches_per_epoch = batches + (rest > 0 and (fill_last or not drop_last))
         if not 0 <= start_batch <= self.batches_per_epoch:
@@ -87,6 +91,8 @@ class EpochSampler(Sampler[BatchKey]):
         order = self._order()
         for batch in range(self.start_batch, self.batches_per_epoch):
             positions = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
+            if self.has_sound is not None:
+                positions = positions[_spread(self.has_sound[order[positions]])]
             mine = np.array_split(positions, self.world_size)[self.rank]
             keys = (ClipKey(self.epoch, int(order[i]), int(i) // self.num_rows) for i in mine)
             yield BatchKey(self.epoch, batch, tuple(keys))
@@ -108,6 +114,12 @@ class EpochSampler(Sampler[BatchKey]):
             passes.append(order)
         length = self.batches_per_epoch * self.batch_size if self.fill_last else self.num_rows * self.repeats
         return np.concatenate(passes)[:length]
+
+
+def _spread(marked: np.ndarray) -> np.ndarray:
+    """Order of places, int64 (B,), in which the marked ones, bool (B,), stand at equal distances."""
+    counts = np.where(marked, marked.cumsum(), (~marked).cumsum()) - 0.5
+    return np.argsort(counts / np.where(marked, marked.sum(), (~marked).sum()), kind="stable")
 
 
 class RunSampler(Sampler[BatchKey]):
@@ -140,6 +152,7 @@ class RunSampler(Sampler[BatchKey]):
         rank: int = 0,
         world_size: int = 1,
         draw: Callable[[np.random.Generator], np.ndarray] | None = None,
+        has_sound: np.ndarray | None = None,
     ) -> None:
         self.epochs = epochs
         self.start = start
@@ -154,6 +167,7 @@ class RunSampler(Sampler[BatchKey]):
             rank=rank,
             world_size=world_size,
             draw=draw,
+            has_sound=has_sound,
         )
         self.batches_per_epoch = self._epoch_sampler(epoch=0).batches_per_epoch
         self.batches_per_warmup_epoch = self._epoch_sampler(epoch=0, fill_last=True).batches_per_epoch

@@ -238,7 +238,9 @@ def start_worker(worker_id: int) -> None:
     # the trainer saves a checkpoint first and then ends them.
     if hasattr(os, "setsid"):
         os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):  # the last two SLURM may send to each process of a job
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # A forked process that frees a codec of its parent waits for ever for threads which only the parent has.
     gc.freeze()
     torch.set_num_threads(1)

@@ -165,7 +165,7 @@ class AVID(Objective):
         Parameters
         ----------
         features : TrunkOutputs
-            One video view and one audio view a sample are used.
+            One video view and one audio view a sample are used, of the samples that have sound.
 
         Returns
         -------
@@ -174,9 +174,10 @@ class AVID(Objective):
             the norm of the mean unit embedding, which goes to 1 when all embeddings fall into one cone; and
             the `embedding_health` of both.
         """
-        z_video = self.encoders.video_head(features.video())
+        views = features.views
+        z_video = self.encoders.video_head(views.with_sound(features.video()))
         z_audio = self.encoders.audio_head(features.audio())
-        return self.contrast_embeddings(z_video, z_audio, features.views.index)
+        return self.contrast_embeddings(z_video, z_audio, views.with_sound(views.index))
 
     def contrast_embeddings(
         self, z_video: Tensor, z_audio: Tensor, index: Tensor, negatives: Tensor | None = None
@@ -207,7 +208,8 @@ class AVID(Objective):
     @torch.no_grad()
     def fill_memory(self, views: Views) -> None:
         """Put the embeddings of a batch into the memories and learn nothing: a pass to warm them up."""
-        self.bank.update(views.index, *self.encoders(views.video[0], views.audio[0]))
+        video, index = views.with_sound(views.video[0]), views.with_sound(views.index)
+        self.bank.update(index, *self.encoders(video, views.audio[0]))
 
     def terms(
         self, z: Mapping[str, Tensor], index: Tensor, negatives: Negatives

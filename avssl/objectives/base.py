@@ -44,7 +44,7 @@ class TrunkOutputs:
         return self.videos((view,))
 
     def audio(self, view: int = 0) -> Tensor:
-        """Features (B, dim) of an audio view."""
+        """Features (A, dim) of an audio view, of the samples that have sound (all B by default)."""
         return self._once("audio", (view,), self.views.audio)
 
     def videos(self, group: tuple[int, ...]) -> Tensor:

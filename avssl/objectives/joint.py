@@ -18,7 +18,7 @@ class Joint(Objective):
 
     ``loss = sum over parts of weight * loss of the part``. A view that several parts take through the trunk
     by itself goes through it once. SwAV concatenates views of one size, and teachers have weights of their
-    own: these passes are not shared.
+    own: these passes are not shared. In a batch without any sound the parts that learn from it rest.
 
     Parameters
     ----------
@@ -86,12 +86,13 @@ class Joint(Objective):
         logs: dict[str, Tensor] = {}
         for name, part in self.objectives.items():
             weight = self.weight(name)
-            if weight == 0:
+            if weight == 0 or _is_deaf(part, features.views):
                 continue
             out = part.loss(features)
             total = weight * out["loss"] if total is None else total + weight * out["loss"]
             logs |= {f"{name}/{key}": value.detach() for key, value in out.items()}
-        assert total is not None  # some weight is above 0 at the start, at the end, and so in between
+        if total is None:  # no sound, and the weights of all other parts are 0 at this point
+            total = 0 * features.video().sum()
         return {"loss": total, **logs}
 
     # ---- the moments: of each part in turn
@@ -131,7 +132,8 @@ class Joint(Objective):
     def fill_memory(self, views: Views) -> None:
         """Let each part remember a batch."""
         for part in self.objectives.values():
-            part.fill_memory(views)
+            if not _is_deaf(part, views):
+                part.fill_memory(views)
 
     def start_from(self, state: dict[str, Tensor]) -> int:
         """Begin each part from the part of its name, or from the whole state of a single objective."""
@@ -157,6 +159,11 @@ class Joint(Objective):
                 if own:
                     groups.append(group | {"params": own})
         return groups
+
+
+def _is_deaf(part: Objective, views: Views) -> bool:
+    """Whether a part learns from sound and there is none in a batch."""
+    return part.needs_audio and not views.audio
 
 
 def _own(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -119,10 +119,9 @@ def left_out(run: RunFolder) -> LeftOutTable:
         sources = [("manifest", records(manifest.get("left_out")))]
         if stage.skipped is not None:
             sources.append((f"training {stage.name}", stage.skipped))
-        if silenced := manifest.get("silenced"):
-            unknown.append(
-                f"{stage.name}: {silenced} files without sound took part with silence in its place"
-            )
+        for key, how in (("silenced", "silence in its place"), ("video_only", "their video alone")):
+            if mute := manifest.get(key):
+                unknown.append(f"{stage.name}: {mute} files without sound took part with {how}")
         if "left_out" not in manifest:
             unknown.append(f"{stage.name}: which files the manifest left out is not recorded")
         for source, entries in sources:

@@ -4,7 +4,8 @@ Clips that cannot be read leave processes with unequally many. Objectives exchan
 and take means over their own samples, so in a step of training every process uses as many clips as the one
 with fewest: each clip used counts alike, and those beyond are left out of that step and counted. Where
 memories are filled nothing may be left out; there the others repeat some of their clips, which changes no
-memory.
+memory. Where clips without sound take part, the same holds of the sound of the others: in training that of
+those beyond is left out, and they take part with their video alone.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ class Agreement:
     Parameters
     ----------
     parts : list of ClipBatch
-        Equally many clips on each process; without those parts that are too small to train on.
+        Equally many clips on each process, equally many of them with sound, and that none or at least two;
+        without those parts that are too small to train on.
     clips : int
         Clips used, over all processes.
+    mute : int
+        Those of the clips used that take part with their video alone.
     surplus : int
         Clips left out, over all processes.
     failures : list of (Failure, epoch)
@@ -41,6 +45,7 @@ class Agreement:
 
     parts: list[ClipBatch]
     clips: int
+    mute: int
     surplus: int
     failures: list[tuple[Failure, int]]
     stop: int
@@ -62,33 +67,41 @@ def agree(parts: Sequence[ClipBatch], *, stop: int, save: bool, fill: bool) -> A
         Whether processes repeat clips to be equal, rather than leave some out.
     """
     failed = [(failure, part.epoch) for part in parts for failure in part.failures]
-    own = [stop, int(save), len(failed), *(len(part) for part in parts)]
+    sizes = [len(part) for part in parts] + [part.num_sounding for part in parts]
+    own = [stop, int(save), len(failed), *sizes]
     numbers = dist.all_gather(torch.tensor([own]))  # on the CPU: no GPU is waited for
     if bool(numbers[:, 2].any()):
         failed = [item for part in dist.gather_objects(failed) for item in part]
-    counts = numbers[:, 3:]
+    counts = numbers[:, 3:].unflatten(1, (2, len(parts)))  # of clips, and of those with sound
     fewest, total = counts.amin(dim=0), counts.sum(dim=0)
     each = counts.amax(dim=0) if fill else fewest
-    enough = (fewest >= 1) & (each >= 2)  # batch norm needs two
-    used = torch.where(enough, total if fill else fewest * len(numbers), 0)
+    each = torch.where((fewest >= 1) & (each >= 2), each, 0)  # batch norm needs two
+    used = torch.where(each > 0, total if fill else each * len(numbers), 0)
+    clips, sounding = used.sum(dim=1).tolist()
     return Agreement(
-        parts=[_take(part, int(each[i])) for i, part in enumerate(parts) if enough[i]],
-        clips=int(used.sum()),
-        surplus=int((total - used).sum()),
+        parts=[_take(part, *each[:, i].tolist()) for i, part in enumerate(parts) if each[0, i]],
+        clips=clips,
+        mute=clips - sounding,
+        surplus=int((total - used)[0].sum()),
         failures=failed,
         stop=int(numbers[:, 0].max()),
         save=bool(numbers[0, 1]),
     )
 
 
-def _take(part: ClipBatch, count: int) -> ClipBatch:
-    """The first clips of a part; from the beginning again where it has fewer."""
-    if count == len(part):
+def _take(part: ClipBatch, count: int, num_sounding: int) -> ClipBatch:
+    """The first clips with sound, then the first others; from the beginning again where there are fewer."""
+    if count == len(part) and num_sounding == part.num_sounding:
         return part
-    places = [i % len(part) for i in range(count)]
+    heard = list(range(part.num_sounding)) if part.sounding is None else part.sounding.tolist()
+    first = [i % part.num_sounding for i in range(num_sounding)]  # rows of the waveform
+    places = [heard[i] for i in first]
+    others = sorted(set(range(len(part))) - set(places)) or heard
+    places += [others[i % len(others)] for i in range(count - num_sounding)]
     return replace(
         part,
         frames=PackedFrames.pack([part.frames[i] for i in places]) if len(part.frames) else part.frames,
-        waveform=None if part.waveform is None else part.waveform[places],
+        waveform=None if part.waveform is None or num_sounding == 0 else part.waveform[first],
         index=part.index[places],
+        sounding=torch.arange(num_sounding) if 0 < num_sounding < count else None,
     )

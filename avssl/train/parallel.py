@@ -30,9 +30,9 @@ from avssl.train.sharding import shard
 from avssl.types import Progress
 
 
-def check_batch(config: Config) -> None:
+def check_batch(config: Config, processes: int) -> None:
     """Raise `ConfigError` unless batches divide into parts, and these among the processes."""
-    size, parts, processes = config.train.batch_size, config.train.accumulate, dist.world_size()
+    size, parts = config.train.batch_size, config.train.accumulate
     if size % (parts * processes) == 0 and size >= 2 * parts * processes:
         return
     among = f", with {processes} processes" if processes > 1 else ""
@@ -98,10 +98,10 @@ def replicate(objective: Objective, config: Config) -> nn.Module:
     """What the loop calls for a loss: the objective, with gradients averaged where it is on each process."""
     if dist.world_size() == 1 or config.train.sharding == "full":
         return objective
-    # A part of weight 0 leaves its parameters without a gradient.
-    unused = isinstance(objective, Joint) and 0 in (
-        *objective.weights.values(),
-        *objective.end_weights.values(),
+    # A part of weight 0 leaves its parameters without a gradient, as do batches without sound.
+    unused = isinstance(objective, Joint) and (
+        config.data.without_audio == "video_only"
+        or 0 in (*objective.weights.values(), *objective.end_weights.values())
     )
     return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=unused)
 

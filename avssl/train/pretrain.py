@@ -31,7 +31,7 @@ from avssl.train.log import MetricsLog
 from avssl.train.mining_log import MiningObserver
 from avssl.train.parallel import check_batch, no_progress, place, process_device, replicate
 from avssl.train.position import LoopSettings, Position
-from avssl.train.record import seconds_so_far, write_record
+from avssl.train.record import so_far, write_record
 from avssl.train.sharding import load_optimizer
 from avssl.train.start import (
     check_recipe,
@@ -82,7 +82,7 @@ def pretrain(
     AvsslError
         With a message for the user; `Interrupted` after a requested stop.
     """
-    check_batch(config)
+    check_batch(config, dist.world_size())
     if dist.rank() > 0:
         start_progress, say = no_progress, _say_nothing
     folder = Path(config.run.folder) / config.run.name
@@ -111,7 +111,8 @@ def pretrain(
             save_checkpoint(folder / FILE_NAME, state)
         dist.wait_for_all()  # none ends, or goes on to break an exchange, while it is being written
 
-    with _written_down(folder, config, manifest, whole, device, command, position.step) as log:
+    steps = position.step, settings.total_steps
+    with _written_down(folder, config, manifest, whole, device, command, *steps) as log:
         trainer = Trainer(
             objective,
             build_views(config, train=True).to(device),
@@ -150,8 +151,10 @@ def _prepare(
     checkpoint = load_checkpoint(folder) if (folder / FILE_NAME).exists() else None
     ledger = SkipLedger(folder / "skipped.jsonl")
     whole = find_manifest(config, folder, checkpoint is not None, ledger, start_progress)
-    manifest = _select(whole, config)
-    config = resolve_statistics(config, manifest, folder, start_progress)
+    manifest = heard = _select(whole, config)
+    if config.data.without_audio == "video_only":
+        heard = manifest.select(need_video=True, need_audio=True)  # raises if no file at all has sound
+    config = resolve_statistics(config, heard, folder, start_progress)
     if checkpoint is not None:
         check_same_run(checkpoint, config, manifest, folder)
     write_text(folder / "config.yaml", dump_config(config))
@@ -180,13 +183,15 @@ def _written_down(
     device: torch.device,
     command: str,
     step: int,
+    total_steps: int,
 ) -> Iterator[MetricsLog | None]:
     """Log of the run, and its record, kept up to date; None in all processes but the first."""
     if dist.rank() > 0:
         yield None
         return
-    began = time.monotonic() - seconds_so_far(folder, (folder / FILE_NAME).exists())
-    record = partial(write_record, folder, config, manifest, whole, device, command)
+    started, seconds = so_far(folder, (folder / FILE_NAME).exists())
+    began = time.monotonic() - seconds
+    record = partial(write_record, folder, config, manifest, whole, device, command, total_steps, started)
     record(status="running", seconds=time.monotonic() - began)
     log = MetricsLog(folder, step)
     status = "stopped"
@@ -213,6 +218,7 @@ def _dataset(config: Config, manifest: Manifest) -> ClipDataset:
 
 
 def _sampler(config: Config, manifest: Manifest, position: Position) -> RunSampler:
+    video_only = config.data.without_audio == "video_only"
     return RunSampler(
         len(manifest),
         config.train.batch_size // config.train.accumulate,
@@ -224,6 +230,7 @@ def _sampler(config: Config, manifest: Manifest, position: Position) -> RunSampl
         rank=dist.rank(),
         world_size=dist.world_size(),
         draw=ShardOrder.of(manifest),
+        has_sound=manifest.table["has_audio"].to_numpy() if video_only else None,
     )
 
 

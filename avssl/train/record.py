@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 import av
@@ -18,10 +19,13 @@ from avssl.data import Manifest
 from avssl.files import write_json
 
 
-def seconds_so_far(folder: Path, resuming: bool) -> float:
-    """Time that earlier sessions of the run took, as far as they lived to write it down."""
+def so_far(folder: Path, resuming: bool) -> tuple[str | None, float]:
+    """When a run began (None: not written down) and the seconds its earlier sessions lived to write down."""
     path = folder / "run.json"
-    return float(json.loads(path.read_text())["seconds"]) if resuming and path.exists() else 0.0
+    if not resuming or not path.exists():
+        return datetime.now().astimezone().isoformat(timespec="seconds"), 0.0
+    record = json.loads(path.read_text())
+    return record.get("started"), float(record["seconds"])
 
 
 def write_record(
@@ -31,14 +35,17 @@ def write_record(
     whole: Manifest,
     device: torch.device,
     command: str,
+    total_steps: int,
+    started: str | None,
     status: str,
     seconds: float,
 ) -> None:
     """Write ``run.json``: what was trained on, with what, by which command."""
     in_split = whole.select(split=config.data.split)
     seen, heard = (in_split.table[name].to_numpy() for name in ("has_video", "has_audio"))
-    hears, drops = config.model.audio is not None, config.data.without_audio == "drop"
-    missing = ~seen | (~heard & (hears and drops))
+    policy = config.data.without_audio if config.model.audio is not None else None
+    missing = ~seen | (~heard & (policy == "drop"))
+    mute = int((seen & ~heard).sum())
     left_out = [
         {
             "path": in_split.path(i),
@@ -56,6 +63,8 @@ def write_record(
     }
     content = {
         "status": status,
+        "started": started,
+        "total_steps": total_steps,
         "seconds": round(seconds, 1),
         "command": command,
         "device": name,
@@ -66,7 +75,8 @@ def write_record(
             "used": len(manifest),
             "hash": manifest.hash,
             "left_out": left_out,
-            "silenced": int((seen & ~heard).sum()) if hears and not drops else 0,
+            "silenced": mute if policy == "silence" else 0,
+            "video_only": mute if policy == "video_only" else 0,
         },
         "settings": asdict(config.train),
     }

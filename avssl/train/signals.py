@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the loop looks at when it suits it."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 as a request that the loop looks at when it suits it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from types import FrameType
 
 from avssl import dist
 from avssl.errors import Interrupted
+
+TO_BE_CONTINUED = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""By these a scheduler says that time runs out; the run is to go on as soon as there is time again."""
 
 
 class StopRequest:
@@ -33,7 +36,7 @@ class StopRequest:
         those left, which have yet to say what happened.
         """
         in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python refuses handlers
-        caught = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+        caught = (signal.SIGINT, signal.SIGTERM, *TO_BE_CONTINUED) if in_main else ()
         previous = {number: signal.signal(number, self._note) for number in caught}
         failed = dist.world_size() > 1
         try:

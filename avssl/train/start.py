@@ -14,7 +14,7 @@ from avssl.config import config_diff, config_from_dict
 from avssl.data import Manifest, SkipLedger, scan
 from avssl.errors import CheckpointError, ConfigError
 from avssl.memory import instance_keys
-from avssl.objectives import Objective, find_cma
+from avssl.objectives import Joint, Objective, find_cma
 from avssl.weights import find_weights, read_checkpoint
 
 FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
@@ -35,9 +35,27 @@ def check_recipe(config: Config) -> None:
         )
     try:
         with torch.device("meta"):  # shapes without numbers: networks of any size are built in no time
-            build_objective(config, num_instances=10**6)
+            _check_video_only(config, build_objective(config, num_instances=10**6))
     except (NotImplementedError, RuntimeError):
         return  # a class from elsewhere that needs the numbers: its mistakes show when it is built in earnest
+
+
+def _check_video_only(config: Config, objective: Objective) -> None:
+    """Raise `ConfigError` where files without sound would teach nothing, or those with sound nothing more."""
+    if config.data.without_audio != "video_only":
+        return
+    parts = {"": objective}
+    if isinstance(objective, Joint):
+        weights = objective.weights, objective.end_weights
+        parts = {name: part for name, part in objective.objectives.items() if any(w[name] for w in weights)}
+    hears = {part.needs_audio for part in parts.values()}
+    if hears != {True, False}:
+        lacking = "video alone" if True in hears else "sound"
+        raise ConfigError(
+            f"data.without_audio is 'video_only', but nothing in the objective learns from {lacking}; it "
+            "needs a Joint objective with a part that learns from sound and one that does not, each of a "
+            "weight above 0, such as in configs/joint/; use one, or data.without_audio=drop"
+        )
 
 
 def resume_notice(checkpoint: dict[str, Any] | None, config: Config, folder: Path) -> str | None:
@@ -59,10 +77,13 @@ def mute_notice(config: Config, whole: Manifest) -> str | None:
     mute = len(in_split) - int(in_split.table["has_audio"].to_numpy().sum())
     if mute == 0:
         return None
-    is_dropped = config.data.without_audio == "drop"
+    fate = {
+        "drop": "are left out",
+        "silence": "take part with silence in its place",
+        "video_only": "take part with their video alone",
+    }
     return (
-        f"{mute:,} of {len(in_split):,} samples have no sound and "
-        f"{'are left out' if is_dropped else 'take part with silence in its place'} "
+        f"{mute:,} of {len(in_split):,} samples have no sound and {fate[config.data.without_audio]} "
         f"(data.without_audio={config.data.without_audio})"
     )
 
@@ -114,6 +135,7 @@ def start_objective(
 ) -> Objective:
     """Objective of the recipe: as the checkpoint left it, or fresh, or begun from an earlier stage."""
     objective = build_objective(config, len(manifest))
+    _check_video_only(config, objective)
     objective.name_instances(instance_keys(manifest.ids), torch.from_numpy(manifest.copies()))
     if checkpoint is not None:
         objective.load_state_dict(checkpoint["objective"])

@@ -99,7 +99,7 @@ class Trainer:
         self.means = RunningMeans()
         self._stop = StopRequest()
         self._last_save = self._window_start = time.monotonic()
-        self._window_clips, self._window_surplus, self._window_wait = 0, 0, 0.0
+        self._window_clips, self._window_mute, self._window_surplus, self._window_wait = 0, 0, 0, 0.0
 
     def state(self) -> dict[str, Any]:
         """All that changes while training, whole on the first process; all processes must call it."""
@@ -196,7 +196,7 @@ class Trainer:
         total = sum(len(part) for part in agreed.parts)
         for number, part in enumerate(agreed.parts, start=1):
             part = part.to(self.device, non_blocking=True)
-            views = self.views(part.frames, part.waveform, part.index, generator)
+            views = self.views(part.frames, part.waveform, part.index, generator, part.sounding)
             with self._gradients_kept(number < len(agreed.parts)):
                 with self._autocast():
                     if warming_up:
@@ -208,6 +208,7 @@ class Trainer:
         if agreed.parts and not warming_up:
             self._update()
         self._window_clips += agreed.clips
+        self._window_mute += agreed.mute
         self._window_surplus += agreed.surplus
 
     def _autocast(self) -> torch.autocast:
@@ -256,6 +257,8 @@ class Trainer:
             "clips_per_second": self._window_clips / seconds,
             "data_wait_share": self._window_wait / seconds,
         }
+        if self._window_mute and self.views.spectrogram is not None:
+            numbers["video_only_share"] = self._window_mute / self._window_clips
         if dist.world_size() > 1:
             numbers["surplus_clips"] = float(self._window_surplus)
         if "loss" in numbers and self.log is not None:
@@ -267,7 +270,7 @@ class Trainer:
             )
         self._warn_of_collapse(numbers)
         self._window_start = time.monotonic()
-        self._window_clips, self._window_surplus, self._window_wait = 0, 0, 0.0
+        self._window_clips, self._window_mute, self._window_surplus, self._window_wait = 0, 0, 0, 0.0
         return numbers
 
     def _warn_of_collapse(self, numbers: dict[str, float]) -> None:
@@ -294,5 +297,6 @@ class Trainer:
         if stop:
             raise Interrupted(
                 f"stopped by {signal.Signals(stop).name} after step {self.position.step}; the checkpoint is "
-                "written: give the same command again to resume"
+                "written: give the same command again to resume",
+                stop,
             )

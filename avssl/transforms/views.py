@@ -46,6 +46,7 @@ class ViewMaker(nn.Module):
         waveform: Tensor | None,
         index: Tensor,
         generator: torch.Generator | None = None,
+        sounding: Tensor | None = None,
     ) -> Views:
         """Make the views of a batch.
 
@@ -53,17 +54,19 @@ class ViewMaker(nn.Module):
         ----------
         frames : sequence of B Tensors, each uint8 (T, H, W, 3), or None
             None or an empty sequence gives ``Views.video == ()``.
-        waveform : Tensor, (B, 1, samples), or None
-            None or an empty tensor gives ``Views.audio == ()``.
+        waveform : Tensor, (A, 1, samples), or None
+            Of the A = B clips or of those in `sounding`; None or an empty tensor gives ``Views.audio == ()``.
         index : Tensor, (B,), int64
             Instance numbers.
         generator : torch.Generator, optional
             Source of all random numbers, video first; best on the CPU.
+        sounding : Tensor, (A,), int64, optional
+            Places in the batch of the clips that have sound, see `Views`; all by default.
 
         Returns
         -------
         Views
-            On the device of the module (`index` too, where there is a view).
+            On the device of the module (`index` and `sounding` too, where there is a view).
 
         Raises
         ------
@@ -73,19 +76,21 @@ class ViewMaker(nn.Module):
         video: tuple[Tensor, ...] = ()
         audio: tuple[Tensor, ...] = ()
         if self.video is not None and frames is not None and len(frames) > 0:
-            _check_count("frames", len(frames), index)
+            _check_count("frames", len(frames), "index", index)
             made = self.video(frames, generator)
             video = made if isinstance(made, tuple) else (made,)
         if self.spectrogram is not None and waveform is not None and waveform.numel() > 0:
-            _check_count("waveform", len(waveform), index)
+            places = ("index", index) if sounding is None else ("sounding", sounding)
+            _check_count("waveform", len(waveform), *places)
             if self.audio is not None:
                 waveform = self.audio(waveform, generator)
             audio = (self.spectrogram(waveform),)
         for view in video + audio:
             index = index.to(view.device, non_blocking=True)
-        return Views(video, audio, index)
+            sounding = None if sounding is None else sounding.to(view.device, non_blocking=True)
+        return Views(video, audio, index, sounding)
 
 
-def _check_count(name: str, count: int, index: Tensor) -> None:
+def _check_count(name: str, count: int, other: str, index: Tensor) -> None:
     if count != len(index):
-        raise ValueError(f"{name} has {count} clips but index has {len(index)}; they must agree")
+        raise ValueError(f"{name} has {count} clips but {other} has {len(index)}; they must agree")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import pickle
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from avssl.data import (
     make_loader,
     scan,
 )
+from avssl.data.batch import collate
 from avssl.data.workers import WorkerError
 from avssl.errors import AvsslError
 from avssl.types import Clip
@@ -139,8 +141,26 @@ def test_a_file_without_sound_is_a_failure_or_has_silence_in_its_place(manifest,
     skipping = ClipDataset(muted, reader, VIDEO, AUDIO, without_audio="silence")
     assert skipping[key].stage == "silent"
     assert ClipDataset(muted, reader, None, AUDIO, without_audio="silence")[key].stage == "audio"
-    with pytest.raises(ValueError, match="without_audio must be 'drop' or 'silence'; got 'guess'"):
+    with pytest.raises(ValueError, match="must be 'drop', 'silence' or 'video_only'; got 'guess'"):
         ClipDataset(muted, reader, VIDEO, AUDIO, without_audio="guess")
+
+
+def test_a_file_without_sound_is_a_clip_of_video_alone_beside_others(manifest, reader) -> None:
+    muted = mute(manifest, 2)
+    dataset = ClipDataset(muted, reader, VIDEO, AUDIO, without_audio="video_only")
+    whole = ClipDataset(manifest, reader, VIDEO, AUDIO, silent="keep")
+    clip, heard = dataset[ClipKey(1, 2)], whole[ClipKey(1, 2)]
+    assert clip.waveform is None
+    assert clip.video_start_seconds == heard.video_start_seconds
+    assert ClipDataset(muted, reader, None, AUDIO, without_audio="video_only")[ClipKey(1, 2)].stage == "audio"
+    batch = collate([dataset[ClipKey(1, row)] for row in (4, 2, 6, 5)])  # row 5 is silent: skipped as ever
+    assert [failure.stage for failure in batch.failures] == ["silent"]
+    assert (batch.index.tolist(), batch.sounding.tolist()) == ([4, 2, 6], [0, 2])
+    assert torch.equal(batch.waveform, torch.stack([whole[ClipKey(1, row)].waveform for row in (4, 6)]))
+    for same in (batch.to("cpu"), pickle.loads(pickle.dumps(batch))):
+        assert torch.equal(same.sounding, batch.sounding)
+    assert collate([dataset[ClipKey(1, row)] for row in (4, 6)]).sounding is None
+    assert (collate([clip]).waveform, collate([clip]).sounding) == (None, None)
 
 
 # ---- workers that die

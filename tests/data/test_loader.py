@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,23 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert [rows(b) for b in EpochSampler(50, 8, seed=1, epoch=3)] != [rows(b) for b in first]
     assert [rows(b) for b in EpochSampler(50, 8, seed=2, epoch=2)] != [rows(b) for b in first]
     assert [row for b in first for row in rows(b)] != list(range(48))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_rows_with_sound_are_spread_over_each_batch_whose_rows_stay(share) -> None:
+    has_sound = np.random.default_rng(0).random(300) < share
+    plain = list(EpochSampler(300, 30, seed=1, epoch=2, repeats=2))
+    whole = list(EpochSampler(300, 30, seed=1, epoch=2, repeats=2, has_sound=has_sound))
+    assert [sorted(batch.keys) for batch in whole] == [sorted(batch.keys) for batch in plain]
+    for world_size in (2, 3, 5):
+        parts = [
+            list(EpochSampler(300, 30, 1, 2, 2, rank=rank, world_size=world_size, has_sound=has_sound))
+            for rank in range(world_size)
+        ]
+        for batch, *shares in zip(whole, *parts, strict=True):
+            assert batch.keys == tuple(key for part in shares for key in part.keys)
+            counts = [int(has_sound[rows(part)].sum()) for part in shares]
+            assert max(counts) - min(counts) <= 1
 
 
 def test_positions_are_uniform() -> None:

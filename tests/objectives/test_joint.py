@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -43,6 +46,70 @@ def test_the_loss_is_the_weighted_sum_of_what_each_part_says_alone(views, name):
     for part in ("avid", name):
         alone = losses(both.parts[part], views)
         assert out[f"{part}/loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+@pytest.fixture
+def partly_mute(views):
+    """The views without the sound of two samples of six."""
+    places = torch.tensor([0, 2, 3, 5])
+    return replace(views, audio=(views.audio[0][places],), sounding=places)
+
+
+def nce_of(avid, views, places):
+    """InfoNCE of samples, float64, from the equation; draws as the objective does."""
+    index = views.index[places]
+    negatives = avid.negatives_for(index[:, None]).rows
+    unit = lambda z: nn.functional.normalize(z.detach().double(), dim=1)  # noqa: E731
+    video = unit(avid.encoders.video_head(avid.encoders.video(views.video[0][places])))
+    audio = unit(avid.encoders.audio_head(avid.encoders.audio(views.audio[0][places])))
+    total = 0.0
+    for z, memory in ((video, avid.bank.audio.double()), (audio, avid.bank.video.double())):
+        for i in range(len(places)):
+            scores = [float(z[i] @ memory[j]) / avid.temperature for j in [index[i], *negatives[i]]]
+            total -= scores[0] - math.log(sum(math.exp(score) for score in scores))
+    return total / (2 * len(places))
+
+
+def test_the_loss_of_a_partly_mute_batch_is_that_of_the_sounding_and_of_all(views, partly_mute):
+    both = joint("simsiam", weights={"avid": 2.0, "simsiam": 0.5}).eval()
+    out = losses(both, partly_mute)
+    torch.manual_seed(1)
+    avid = nce_of(both.parts["avid"], views, partly_mute.sounding)
+    assert out["avid/loss"] == pytest.approx(avid, rel=1e-5)
+    assert out["loss"] == pytest.approx(
+        2 * avid + 0.5 * losses(both.parts["simsiam"], views)["loss"], rel=1e-5
+    )
+
+
+def test_samples_without_sound_have_no_place_in_the_memories(partly_mute):
+    objective = joint("simsiam")
+    bank = objective.parts["avid"].bank
+    for remember in (objective, objective.fill_memory):
+        before = bank.video.clone(), bank.audio.clone()
+        remember(partly_mute)
+        assert bank.seen.nonzero().flatten().tolist() == [0, 2, 3, 5]
+        for old, new in zip(before, (bank.video, bank.audio), strict=True):
+            changed = (old != new).any(dim=1).nonzero().flatten().tolist()
+            assert changed == [0, 2, 3, 5]
+
+
+def test_a_batch_without_sound_teaches_the_visual_parts_alone(views):
+    mute = replace(views, audio=())
+    objective = joint("simsiam", weights={"simsiam": 0.5})
+    before = {name: value.clone() for name, value in objective.parts["avid"].bank.state_dict().items()}
+    objective.fill_memory(mute)
+    out = objective(mute)
+    assert not any(name.startswith("avid/") for name in out)
+    torch.testing.assert_close(out["loss"].detach(), 0.5 * out["simsiam/loss"])
+    out["loss"].backward()
+    assert all(p.grad is None for p in objective.encoders.audio.parameters())
+    assert objective.encoders.video.conv2x.spt_conv1.weight.grad.any()
+    assert all(torch.equal(before[k], v) for k, v in objective.parts["avid"].bank.state_dict().items())
+    rising = joint("simsiam", weights={"simsiam": 0.0}, end_weights={"simsiam": 1.0})
+    nothing = rising(mute)["loss"]
+    nothing.backward()
+    assert float(nothing.detach()) == 0
+    assert not rising.encoders.video.conv2x.spt_conv1.weight.grad.any()
 
 
 class Counted(nn.Module):

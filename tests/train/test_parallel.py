@@ -18,11 +18,11 @@ def two(monkeypatch):
     monkeypatch.setattr(dist, "local_world_size", lambda: 2)
 
 
-def test_a_batch_must_divide_among_processes_and_parts(two, recipe):
-    parallel.check_batch(recipe(train={"batch_size": 8, "accumulate": 2}))
+def test_a_batch_must_divide_among_processes_and_parts(recipe):
+    parallel.check_batch(recipe(train={"batch_size": 8, "accumulate": 2}), 2)
     for train in ({"batch_size": 6, "accumulate": 2}, {"batch_size": 2}, {"batch_size": 5}):
         with pytest.raises(ConfigError, match=r"with 2 processes; .* at least 2 clips for each process"):
-            parallel.check_batch(recipe(train=train))
+            parallel.check_batch(recipe(train=train), 2)
 
 
 @pytest.mark.parametrize(

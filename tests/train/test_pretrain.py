@@ -369,11 +369,13 @@ def test_the_record_counts_the_time_of_all_sessions(recipe, progress, monkeypatc
     path = Path(recipe().run.folder) / "run" / "run.json"
     record = json.loads(path.read_text())
     assert record["status"] == "stopped"
-    path.write_text(json.dumps(record | {"seconds": 1000.0}))
+    path.write_text(json.dumps(record | {"seconds": 1000.0, "started": "2026-01-31T12:00:00+00:00"}))
     pretrain(recipe(), progress)
     record = json.loads(path.read_text())
     assert record["status"] == "finished"
     assert 1000 < record["seconds"] < 1100
+    assert record["started"] == "2026-01-31T12:00:00+00:00"
+    assert record["total_steps"] == 9
 
 
 def test_a_run_goes_on_after_its_videos_have_moved(recipe, progress, videos, monkeypatch, tmp_path):

@@ -69,6 +69,20 @@ def test_counts_that_disagree_are_named() -> None:
         maker(frames[:2], waveform, index)
     with pytest.raises(ValueError, match="waveform has 2 clips but index has 3"):
         maker(frames, waveform[:2], index)
+    with pytest.raises(ValueError, match="waveform has 2 clips but sounding has 1"):
+        maker(frames, waveform[:2], index, sounding=torch.tensor([2]))
+
+
+def test_clips_without_sound_have_views_of_video_alone() -> None:
+    maker = ViewMaker(VideoEval(16), LogSpectrogram())
+    frames, waveform, index = batch()
+    whole, views = (
+        maker(frames, waveform, index),
+        maker(frames, waveform[1:], index, None, torch.tensor([1, 2])),
+    )
+    assert torch.equal(views.video[0], whole.video[0])
+    assert torch.equal(views.audio[0], whole.with_sound(whole.audio[0])[1:])
+    assert torch.equal(views.with_sound(index), index[1:])
 
 
 def test_augmentation_of_sound_without_a_spectrogram_is_refused() -> None:
