@@ -144,5 +144,5 @@ def seek_attempts(container: InputContainer, stream: Any, target: int) -> Iterat
             return
     name = container.format.name
     raise CannotReadError(
-        f"no position in this {name} file can be sought; it is damaged, or must be converted, for example to MP4"
+        f"no position in this {name} file can be sought; it is damaged, or needs converting, such as to MP4"
     )

@@ -20,7 +20,6 @@ from avssl.decode.frames import shrunk_size
 from avssl.decode.packets import find_stretches
 from avssl.types import VideoWindow
 
-
 REMEDY = "read it with the decoder pyav"
 
 
