@@ -96,6 +96,8 @@ def write_media(
         for stream in (pictures, sound):
             if stream is not None:
                 container.mux(stream.encode(None))
+    if codec == "libsvtav1" and os.geteuid() == 0:  # it has made root's process a real-time one
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
