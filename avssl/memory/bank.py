@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,10 +20,16 @@ from torch import Tensor, nn
 from avssl import __version__, dist
 from avssl.errors import CheckpointError
 from avssl.files import atomic_write
+from avssl.memory.exchange import gather_on_first, gather_uneven, padded
+from avssl.memory.lookup import ShardedRows, Vectors
 from avssl.memory.negatives import Pool
 
 Modality = Literal["video", "audio"]
 BankDtype = Literal["float32", "float16", "bfloat16"]
+BankStorage = Literal["replicated", "sharded", "auto"]
+
+REPLICATED_BYTES = 4 * 2**30
+"""Up to so many bytes of vectors, both modalities together, "auto" keeps all of them in each process."""
 
 
 def instance_keys(ids: Sequence[str]) -> Tensor:
@@ -48,10 +54,27 @@ def instance_keys(ids: Sequence[str]) -> Tensor:
     return torch.from_numpy(keys)
 
 
+def random_rows(num_rows: int, dim: int, piece: int = 2**16) -> Iterator[tuple[int, Tensor]]:
+    """Random unit rows of rank 0 in pieces, with the number of the first row of each.
+
+    They are those of one draw of all (num_rows, dim), which the pieces do not hold at once: torch draws in
+    sixteens, so pieces are multiples of sixteen rows and the last one is not a small one.
+    """
+    start = 0
+    while start < num_rows:
+        length = piece if num_rows - start >= 2 * piece else num_rows - start
+        yield start, dist.broadcast_(F.normalize(torch.randn(length, dim), dim=1))
+        start += length
+
+
 class MemoryBank(nn.Module):
     """Unit vectors of every instance in both modalities, with a mask of what has been seen.
 
-    Everything is a persistent buffer, so a checkpoint of the module that owns the bank holds it whole.
+    Everything is a persistent buffer, so a checkpoint of the module that owns the bank holds it whole. So it
+    does where the vectors are spread over the processes: `state_dict` is then a collective that gathers them
+    in the main memory of the first process (the others get empty tensors), and any number of processes loads
+    what it returns.
+
     A slot that was never updated (its file could not be read, say) still holds its random initial vector;
     `seen` tells it apart, and `pool` leaves it out.
 
@@ -66,10 +89,14 @@ class MemoryBank(nn.Module):
     dtype : {"float32", "float16", "bfloat16"}
         How vectors are stored: the shorter types halve the memory and are precise to 5e-4 and 4e-3.
         Arithmetic is done in float32.
+    storage : {"replicated", "sharded", "auto"}
+        Whether each process holds all vectors or, of W processes, a run of N / W of them; "auto" shards what
+        takes more than `REPLICATED_BYTES`. One process holds all.
 
     Attributes
     ----------
-    video, audio : Tensor, (N, D)
+    video, audio : Tensor, (N, D), or this process's (L, D) where sharded
+        See `vectors`.
     seen : Tensor, (N,), bool
     keys : Tensor, (N,), int64
         `instance_keys` of the samples, so that vectors find their sample in a grown or reordered data set;
@@ -82,7 +109,12 @@ class MemoryBank(nn.Module):
     keys: Tensor
 
     def __init__(
-        self, num_instances: int, dim: int, momentum: float = 0.5, dtype: BankDtype = "float32"
+        self,
+        num_instances: int,
+        dim: int,
+        momentum: float = 0.5,
+        dtype: BankDtype = "float32",
+        storage: BankStorage = "replicated",
     ) -> None:
         super().__init__()
         if num_instances < 2:
@@ -91,14 +123,26 @@ class MemoryBank(nn.Module):
             )
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1); got {momentum}")
-        if dtype not in get_args(BankDtype):
-            raise ValueError(
-                f"the bank's dtype must be one of {', '.join(get_args(BankDtype))}; got {dtype!r}"
-            )
+        for name, value, allowed in (("dtype", dtype, BankDtype), ("storage", storage, BankStorage)):
+            if value not in get_args(allowed):
+                raise ValueError(
+                    f"the bank's {name} must be one of {', '.join(get_args(allowed))}; got {value!r}"
+                )
         self.momentum = momentum
+        stored = getattr(torch, dtype)
+        large = 2 * num_instances * dim * stored.itemsize > REPLICATED_BYTES
+        self.is_sharded = dist.world_size() > 1 and (storage == "sharded" or (storage == "auto" and large))
+        rank, ranks = (dist.rank(), dist.world_size()) if self.is_sharded else (0, 1)
+        length = -(-num_instances // ranks)
+        self._run = slice(rank * length, (rank + 1) * length)
         for modality in ("video", "audio"):
-            vectors = dist.broadcast_(F.normalize(torch.randn(num_instances, dim), dim=1))
-            self.register_buffer(modality, vectors.to(getattr(torch, dtype)))
+            vectors = torch.zeros(length, dim, dtype=stored)
+            for start, rows in random_rows(num_instances, dim):
+                first, last = max(start, self._run.start), min(start + len(rows), self._run.stop)
+                if first < last:
+                    here = slice(first - self._run.start, last - self._run.start)
+                    vectors[here] = rows[first - start : last - start]
+            self.register_buffer(modality, vectors)
         self.register_buffer("seen", torch.zeros(num_instances, dtype=torch.bool))
         self.register_buffer("keys", torch.zeros(num_instances, dtype=torch.int64))
         self._pool: Pool | None = None
@@ -112,16 +156,18 @@ class MemoryBank(nn.Module):
         """Dimension of the stored vectors."""
         return int(self.video.shape[1])
 
-    def vectors(self, modality: Modality) -> Tensor:
+    def vectors(self, modality: Modality) -> Vectors:
         """All vectors of a modality, (N, D)."""
-        return self.video if modality == "video" else self.audio
+        held = self.video if modality == "video" else self.audio
+        return ShardedRows(held, len(self)) if self.is_sharded else held
 
     @torch.no_grad()
     def update(self, index: Tensor, z_video: Tensor, z_audio: Tensor) -> None:
         """Move slots towards new embeddings: ``mem <- normalize(m mem + (1 - m) z / |z|)``.
 
-        Embeddings of all ranks are gathered first, so that replicas of the bank stay equal. An index that
-        occurs more than once takes its last embedding on every device: all its duplicates write one value.
+        Embeddings of all ranks are gathered first, so that replicas of the bank stay equal; of a sharded bank
+        each rank moves its own slots. An index that occurs more than once takes its last embedding on every
+        device: all its duplicates write one value.
 
         Parameters
         ----------
@@ -130,13 +176,18 @@ class MemoryBank(nn.Module):
         z_video, z_audio : Tensor, (B, D)
             Embeddings; normalised here.
         """
-        index = dist.all_gather(index)
+        gather = gather_uneven if self.is_sharded else dist.all_gather
+        index = gather(index)
         positions = torch.arange(len(index), device=index.device)
         last = torch.where(index[:, None] == index[None, :], positions, -1).amax(dim=1)
+        slots = index
+        if self.is_sharded:
+            held = (index >= self._run.start) & (index < self._run.stop)
+            slots, last = index[held] - self._run.start, last[held]
         for vectors, z in ((self.video, z_video), (self.audio, z_audio)):
-            z = F.normalize(dist.all_gather(z).float(), dim=1)[last]
-            mixed = self.momentum * vectors[index].float() + (1 - self.momentum) * z
-            vectors[index] = F.normalize(mixed, dim=1).to(vectors.dtype)
+            z = F.normalize(gather(z).float(), dim=1)[last]
+            mixed = self.momentum * vectors[slots].float() + (1 - self.momentum) * z
+            vectors[slots] = F.normalize(mixed, dim=1).to(vectors.dtype)
         complete = self._pool is not None and len(self._pool.rows) == len(self)
         if not complete and not bool(self.seen[index].all()):  # asking stalls a GPU: not once all are seen
             self.seen[index] = True
@@ -194,17 +245,19 @@ class MemoryBank(nn.Module):
         """
         unknown = torch.zeros(len(other[prefix + "seen"]), dtype=torch.int64)
         rows = self.rows_in(other.get(prefix + "keys", unknown))
-        here = rows >= 0
-        for name in ("video", "audio", "seen"):
-            mine, theirs = getattr(self, name), other[prefix + name]
-            mine[here.to(mine.device)] = theirs[rows[here].to(theirs.device)].to(mine.device, mine.dtype)
+        for name, held in (("video", rows[self._run]), ("audio", rows[self._run]), ("seen", rows)):
+            mine, theirs, here = getattr(self, name)[: len(held)], other[prefix + name], held >= 0
+            mine[here.to(mine.device)] = theirs[held[here].to(theirs.device)].to(mine.device, mine.dtype)
         self._pool = None
         return rows
 
     def save(self, path: str | Path) -> None:
-        """Write the bank alone, without encoders, whole or not at all."""
+        """Write the bank alone, without encoders, whole or not at all; if sharded, all processes call it."""
+        state = self.state_dict()
+        if self.is_sharded and dist.rank() > 0:  # the first process writes
+            return
         with atomic_write(Path(path)) as file:
-            torch.save({"avssl_version": __version__, "bank": self.state_dict()}, file)
+            torch.save({"avssl_version": __version__, "bank": state}, file)
 
     @classmethod
     def load(cls, path: str | Path, momentum: float = 0.5) -> MemoryBank:
@@ -228,7 +281,16 @@ class MemoryBank(nn.Module):
             ) from error
         return bank
 
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in ("video", "audio") if self.is_sharded else ():
+            destination[prefix + name] = gather_on_first(destination[prefix + name])[: len(self)]
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         state_dict.setdefault(prefix + "keys", torch.zeros_like(self.keys))  # foreign banks have none
+        for name in ("video", "audio") if self.is_sharded else ():
+            whole = state_dict.get(prefix + name)
+            if whole is not None and len(whole) == len(self):  # of any other length is refused below
+                state_dict[prefix + name] = padded(whole[self._run], len(self.video))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._pool = None

@@ -107,13 +107,18 @@ class Router:
             for part in tiles.unflatten(1, (PARTS, -1)).transpose(0, 1).flatten(0, 1)
         ]
         self.means = torch.nn.functional.normalize(torch.stack(sums), dim=1)
+        self.num_tiles = len(tiles)
         self.home = torch.empty(len(rows), dtype=torch.int64, device=tiles.device)
         real = tiles >= 0
         self.home[tiles[real]] = real.nonzero()[:, 0]
 
+    def likeness_of(self, vectors: Tensor) -> Tensor:
+        """How like each tile some `joined` vectors are; (Q, T)."""
+        return (vectors @ self.means.T).unflatten(1, (PARTS, -1)).amax(dim=1)
+
     def likeness(self, ids: Tensor) -> Tensor:
         """How like each tile some rows are; their own one comes first in any case; (Q, T)."""
-        likeness = (joined(self.rows, ids) @ self.means.T).unflatten(1, (PARTS, -1)).amax(dim=1)
+        likeness = self.likeness_of(joined(self.rows, ids))
         return likeness.scatter_(1, self.home[ids][:, None], torch.inf)
 
     def probes(self, ids: Tensor, num_probes: int) -> Tensor:
@@ -132,10 +137,16 @@ class Router:
             Their exact positives, -1 where fewer.
         target : float in (0, 1]
         """
-        likeness = self.likeness(sample)
-        own = likeness.gather(1, self.home[exact.clamp_min(0)])
-        rank = (likeness[:, None] > own[:, :, None]).sum(dim=2)[exact >= 0].sort().values
-        return int(rank[min(len(rank) - 1, int(target * len(rank)))]) + 1 if len(rank) else 1
+        homes = self.home[exact.clamp_min(0)].masked_fill(exact < 0, -1)
+        ranks = probe_ranks(self.likeness(sample), homes).flatten()
+        ranks = ranks[ranks >= 0].sort().values
+        return int(ranks[min(len(ranks) - 1, int(target * len(ranks)))]) + 1 if len(ranks) else 1
+
+
+def probe_ranks(likeness: Tensor, homes: Tensor) -> Tensor:
+    """How many tiles rows of likeness (Q, T) probe before those numbered `homes` (Q, k); -1 for -1."""
+    own = likeness.gather(1, homes.clamp_min(0))
+    return (likeness[:, None] > own[:, :, None]).sum(dim=2).masked_fill(homes < 0, -1)
 
 
 def search_probes(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avssl.memory.lookup import Vectors, take
 from avssl.memory.precision import agreement_precision
 
 SIMILARITY_BINS = 40
@@ -94,8 +95,8 @@ class Diagnosis:
 
 @torch.no_grad()
 def diagnose(
-    video: Tensor,
-    audio: Tensor,
+    video: Vectors,
+    audio: Vectors,
     positives: Tensor,
     *,
     previous: Tensor | None = None,
@@ -109,8 +110,9 @@ def diagnose(
 
     Parameters
     ----------
-    video, audio : Tensor, (N, D)
-        The two banks, unit rows; scored in float32 even when stored in half precision.
+    video, audio : Tensor or ShardedRows, (N, D)
+        The two banks, unit rows; scored in float32 even when stored in half precision. Where they are spread
+        over processes, all must call this.
     positives : Tensor, (N, k), integer
         The positive sets; -1 marks an empty place.
     previous : Tensor, (N, any), integer, optional
@@ -166,8 +168,8 @@ def diagnose(
 
 
 def _check(
-    video: Tensor,
-    audio: Tensor,
+    video: Vectors,
+    audio: Vectors,
     positives: Tensor,
     previous: Tensor | None,
     seen: Tensor | None,
@@ -236,8 +238,8 @@ def _gini(values: Tensor) -> float:
 
 
 def _similarities(
-    video: Tensor,
-    audio: Tensor,
+    video: Vectors,
+    audio: Vectors,
     positives: Tensor,
     queries: Tensor,
     seen: Tensor,
@@ -260,9 +262,9 @@ def _similarities(
     return found
 
 
-def _cosines(bank: Tensor, one: Tensor, other: Tensor) -> Tensor:
+def _cosines(bank: Vectors, one: Tensor, other: Tensor) -> Tensor:
     pairs = zip(one.split(GATHERED_ROWS), other.split(GATHERED_ROWS), strict=True)
-    return torch.cat([(bank[i].float() * bank[j].float()).sum(dim=1) for i, j in pairs])
+    return torch.cat([(take(bank, i) * take(bank, j)).sum(dim=1) for i, j in pairs])
 
 
 def _similarity_histogram(cosines: Tensor) -> Histogram:

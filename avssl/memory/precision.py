@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avssl.memory.agreement import agreement_scores
+from avssl.memory.lookup import Vectors, own_run, take
+from avssl.memory.methods import best_of_ranks
+from avssl.memory.rows import agreement_scores, merged
 
 SCORED_ROWS = 8192  # rows of the bank scored at once, which bounds the memory
 
 
 def agreement_precision(
-    video: Tensor,
-    audio: Tensor,
+    video: Vectors,
+    audio: Vectors,
     positives: Tensor,
     queries: Tensor,
     seen: Tensor,
@@ -23,7 +25,7 @@ def agreement_precision(
 
     Parameters
     ----------
-    video, audio : Tensor, (N, D)
+    video, audio : Tensor or ShardedRows, (N, D)
         The two banks, unit rows.
     positives : Tensor, (N, k), integer
         The sets in use; -1 marks an empty place. The others are mined at the same k.
@@ -45,10 +47,11 @@ def agreement_precision(
 
 
 def _mine_sample(
-    video: Tensor, audio: Tensor, k: int, queries: Tensor, seen: Tensor, groups: Tensor
+    video: Vectors, audio: Vectors, k: int, queries: Tensor, seen: Tensor, groups: Tensor
 ) -> dict[str, Tensor]:
     """Exact positives (Q, k) of the queries for each kind of agreement, from one pass over the bank."""
-    asked = video[queries].float(), audio[queries].float()
+    asked = take(video, queries), take(audio, queries)
+    (own_video, first), (own_audio, _) = own_run(video), own_run(audio)
     best = {
         kind: (
             torch.full((len(queries), k), -torch.inf, device=video.device),
@@ -56,8 +59,8 @@ def _mine_sample(
         )
         for kind in ("video", "audio", "consensus", "union")
     }
-    for rows in seen.nonzero().flatten().split(SCORED_ROWS):
-        part = video[rows].float(), audio[rows].float()
+    for held in seen[first : first + len(own_video)].nonzero().flatten().split(SCORED_ROWS):
+        part, rows = (take(own_video, held), take(own_audio, held)), held + first
         related = groups[queries][:, None] == groups[rows]  # the query itself among them
         by_sight = agreement_scores(*asked, *part, "video").masked_fill_(related, -torch.inf)
         by_sound = agreement_scores(*asked, *part, "audio").masked_fill_(related, -torch.inf)
@@ -67,16 +70,11 @@ def _mine_sample(
             "consensus": torch.minimum(by_sight, by_sound),
             "union": torch.maximum(by_sight, by_sound),
         }
-        best = {kind: _merge(*best[kind], scores[kind], rows) for kind in best}
-    return {kind: found.masked_fill(score == -torch.inf, -1) for kind, (score, found) in best.items()}
-
-
-def _merge(best: Tensor, found: Tensor, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The k best of those found so far and of new rows, with their scores."""
-    k = best.shape[1]
-    new = scores.topk(min(k, len(rows)), dim=1)
-    best, place = torch.cat([best, new.values], dim=1).topk(k, dim=1)
-    return best, torch.cat([found, rows[new.indices]], dim=1).gather(1, place)
+        best = {kind: merged(*best[kind], scores[kind], rows) for kind in best}
+    sets = {kind: found.masked_fill(score == -torch.inf, -1) for kind, (score, found) in best.items()}
+    if isinstance(video, Tensor):
+        return sets
+    return {kind: best_of_ranks(best[kind][0], found) for kind, found in sets.items()}
 
 
 def _precision(queries: Tensor, found: Tensor, labels: Tensor) -> float | None:

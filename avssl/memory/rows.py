@@ -147,9 +147,13 @@ def exact_rows(rows: Rows, queries: Tensor, k: int, block: int = 16384) -> tuple
             others = torch.arange(start, min(start + block, len(rows)), device=queries.device)
             scores = rows.scores(left, rows.take(slice(start, start + block)))
             scores.masked_fill_(~rows.allowed(queries[part, None], others), -torch.inf)
-            top = scores.topk(min(k, len(others)), dim=1)
-            both = torch.cat([best[part], top.values], dim=1)
-            both_ids = torch.cat([ids[part], others[top.indices]], dim=1)
-            best[part], at = both.topk(k, dim=1)
-            ids[part] = both_ids.gather(1, at)
+            best[part], ids[part] = merged(best[part], ids[part], scores, others)
     return best, ids.masked_fill_(best == -torch.inf, -1)
+
+
+def merged(best: Tensor, ids: Tensor, scores: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The k best of those found so far (Q, k), and of rows `others` (B,) whose scores are (Q, B)."""
+    k = best.shape[1]
+    new = scores.topk(min(k, len(others)), dim=1)
+    best, place = torch.cat([best, new.values], dim=1).topk(k, dim=1)
+    return best, torch.cat([ids, others[new.indices]], dim=1).gather(1, place)

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avssl.memory import BankDtype, MemoryBank, Modality, draw_negatives, draw_pool
+from avssl.memory import BankDtype, BankStorage, MemoryBank, Modality, draw_negatives, draw_pool
 from avssl.models import DualEncoder
 from avssl.objectives.base import Objective, TrunkOutputs
 from avssl.objectives.collapse import embedding_health
-from avssl.objectives.contrast import allowed_of, contrast_pool, contrast_rows
+from avssl.objectives.contrast import Negatives, contrast_pool, contrast_rows
 from avssl.objectives.nce import (
-    Allowed,
     Contrast,
     Partition,
     PartitionRule,
@@ -44,34 +42,6 @@ class Direction:
 
 CROSS = (Direction("v2a", "video", "audio"), Direction("a2v", "audio", "video"))
 WITHIN = (Direction("v2v", "video", "video"), Direction("a2a", "audio", "audio"))
-
-
-@dataclass(frozen=True)
-class Negatives:
-    """Rows of the memories that a batch is told from.
-
-    Parameters
-    ----------
-    rows : Tensor, (B, K) or (K,), int64
-        Rows of each sample, or one pool for all of them, ascending.
-    exclude : Tensor, (B, E), int64
-        Rows that are no negatives of each sample, -1 for none; of a pool they are left out here.
-    """
-
-    rows: Tensor
-    exclude: Tensor
-
-    def first(self, number: int) -> Negatives:
-        """Only the first `number` of them; of a pool, which is sorted, as many at equal steps."""
-        if self.rows.ndim == 2:
-            return Negatives(self.rows[:, :number], self.exclude)
-        step = torch.arange(number, device=self.rows.device) * len(self.rows) // number
-        return Negatives(self.rows[step], self.exclude)
-
-    @cached_property
-    def allowed(self) -> Allowed | None:
-        """Which rows of a pool each sample may use; None without a pool."""
-        return allowed_of(self.rows, self.exclude) if self.rows.ndim == 1 else None
 
 
 class AVID(Objective):
@@ -104,6 +74,8 @@ class AVID(Objective):
         times faster. Each sample leaves out of the pool what it may not be told from.
     bank_dtype : {"float32", "float16", "bfloat16"}
         How the memories are stored; they are computed with in float32.
+    bank_storage : {"replicated", "sharded", "auto"}
+        Whether each process holds the memories whole or a part of them, see `avssl.memory.MemoryBank`.
     unseen_negatives : bool
         True draws negatives from all slots, never updated ones included, as the official release does.
         False leaves out slots of clips that have not been seen, such as those of unreadable files.
@@ -136,6 +108,7 @@ class AVID(Objective):
         partition: PartitionRule | None = None,
         shared_negatives: bool = False,
         bank_dtype: BankDtype = "float32",
+        bank_storage: BankStorage = "replicated",
         unseen_negatives: bool = False,
     ) -> None:
         super().__init__()
@@ -150,7 +123,7 @@ class AVID(Objective):
         self.contrast = contrast
         self.shared_negatives = shared_negatives
         self.unseen_negatives = unseen_negatives
-        self.bank = MemoryBank(num_instances, encoders.embedding_dim, momentum, bank_dtype)
+        self.bank = MemoryBank(num_instances, encoders.embedding_dim, momentum, bank_dtype, bank_storage)
         self.weigh({"cross": cross, "within": within}, "first_batch" if partition is None else partition)
 
     def weigh(self, coefficients: dict[str, float], partition: PartitionRule) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from avssl.memory import Agreement, BankDtype, Method, Mining, mine_positives
+from avssl.memory import Agreement, BankDtype, BankStorage, Method, Mining, check_streamed, mine_positives
 from avssl.models import DualEncoder
-from avssl.objectives.avid import AVID, Direction, Negatives
+from avssl.objectives.avid import AVID, Direction
+from avssl.objectives.contrast import Negatives
 from avssl.objectives.nce import Contrast, PartitionRule
 
 
@@ -27,7 +28,7 @@ class CMA(AVID):
     Parameters
     ----------
     encoders, num_instances, num_negatives, temperature, momentum, contrast, partition, shared_negatives, \
-    bank_dtype, unseen_negatives
+    bank_dtype, bank_storage, unseen_negatives
         As for `AVID`, but a partition of None is ``"per_term"``.
     num_positives : int >= 1
         Size k of a positive set.
@@ -78,6 +79,7 @@ class CMA(AVID):
         partition: PartitionRule | None = None,
         shared_negatives: bool = False,
         bank_dtype: BankDtype = "float32",
+        bank_storage: BankStorage = "replicated",
         unseen_negatives: bool = False,
         mining: Method = "auto",
         exclude_self: bool = True,
@@ -92,6 +94,7 @@ class CMA(AVID):
             partition=partition,
             shared_negatives=shared_negatives,
             bank_dtype=bank_dtype,
+            bank_storage=bank_storage,
             unseen_negatives=unseen_negatives,
         )
         if not 1 <= num_positives < num_instances:
@@ -121,6 +124,8 @@ class CMA(AVID):
             "positive_set", torch.full((num_instances, num_positives), -1, dtype=torch.int32)
         )
         self.register_buffer("groups", torch.arange(num_instances), persistent=False)
+        if self.bank.is_sharded:
+            check_streamed(mining)
         self.mining: Method = mining
         self.last_mining: Mining | None = None
         self.previous_positive_set: Tensor | None = None
@@ -133,8 +138,8 @@ class CMA(AVID):
             return {}
         self.previous_positive_set = self.positive_set.clone()
         self.last_mining = mine_positives(
-            self.bank.video,
-            self.bank.audio,
+            self.bank.vectors("video"),
+            self.bank.vectors("audio"),
             self.positive_set.shape[1],
             self.agreement,
             seen=self.bank.seen,

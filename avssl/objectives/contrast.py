@@ -11,25 +11,24 @@ slopes as weights, the first the gradient of these weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from avssl.memory import Vectors, lookup, take
 from avssl.objectives.nce import LEFT_OUT, Allowed
 
 LossOfScores = Callable[[Tensor, Tensor], Tensor]
 """Scores with positives (B, P) and negatives (B, K) -> loss of each sample (B,)."""
 
-CHUNK_BYTES = 2**21
-"""Rows of a half-precision bank converted at a time: what fits a core's cache."""
-
 
 def contrast_rows(
-    z: Tensor, vectors: Tensor, positives: Tensor, negatives: Tensor, temperature: float, loss: LossOfScores
+    z: Tensor, vectors: Vectors, positives: Tensor, negatives: Tensor, temperature: float, loss: LossOfScores
 ) -> Tensor:
     """Loss of each sample against its own rows of a memory, differentiable in `z`.
 
@@ -40,7 +39,7 @@ def contrast_rows(
     ----------
     z : Tensor, (B, D)
         Unit embeddings.
-    vectors : Tensor, (N, D)
+    vectors : Tensor or ShardedRows, (N, D)
         Memory of the target modality, in any floating type; gets no gradient.
     positives, negatives : Tensor, (B, P) and (B, K), int64
         Rows of each sample.
@@ -59,14 +58,42 @@ def contrast_rows(
 
 
 def contrast_pool(
-    z: Tensor, vectors: Tensor, positives: Tensor, pool: Tensor, temperature: float, loss: LossOfScores
+    z: Tensor, vectors: Vectors, positives: Tensor, pool: Tensor, temperature: float, loss: LossOfScores
 ) -> Tensor:
     """As `contrast_rows` with the same negatives (K,) for the whole batch: one matrix product."""
     with torch.autocast(z.device.type, enabled=False):
         z = z.float() / temperature
-        pos = torch.bmm(_gather(vectors, positives), z.unsqueeze(2)).squeeze(2)
-        neg = z @ _gather(vectors, pool).T
+        pos = torch.bmm(take(vectors, positives), z.unsqueeze(2)).squeeze(2)
+        neg = z @ take(vectors, pool).T
         return loss(pos, neg)
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Rows of the memories that a batch is told from.
+
+    Parameters
+    ----------
+    rows : Tensor, (B, K) or (K,), int64
+        Rows of each sample, or one pool for all of them, ascending.
+    exclude : Tensor, (B, E), int64
+        Rows that are no negatives of each sample, -1 for none; of a pool they are left out here.
+    """
+
+    rows: Tensor
+    exclude: Tensor
+
+    def first(self, number: int) -> Negatives:
+        """Only the first `number` of them; of a pool, which is sorted, as many at equal steps."""
+        if self.rows.ndim == 2:
+            return Negatives(self.rows[:, :number], self.exclude)
+        step = torch.arange(number, device=self.rows.device) * len(self.rows) // number
+        return Negatives(self.rows[step], self.exclude)
+
+    @cached_property
+    def allowed(self) -> Allowed | None:
+        """Which rows of a pool each sample may use; None without a pool."""
+        return allowed_of(self.rows, self.exclude) if self.rows.ndim == 1 else None
 
 
 def allowed_of(pool: Tensor, exclude: Tensor) -> Allowed:
@@ -98,19 +125,20 @@ class _ContrastRows(torch.autograd.Function):
     def forward(
         ctx: Any,
         z: Tensor,
-        vectors: Tensor,
+        vectors: Vectors,
         rows: Tensor,
         num_positives: int,
         temperature: float,
         loss: LossOfScores,
     ) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            scores = _inner_products(z / temperature, vectors, rows)
+            found = lookup(vectors, rows)
+            scores = found.products(z / temperature)
             with torch.enable_grad():
                 scores.requires_grad_()
                 losses = loss(scores[:, :num_positives], scores[:, num_positives:])
                 (slope,) = torch.autograd.grad(losses.sum(), scores)
-            ctx.save_for_backward(_weighted_sums(slope, vectors, rows) / temperature)
+            ctx.save_for_backward(found.sums(slope) / temperature)
         return losses.detach()
 
     @staticmethod
@@ -118,39 +146,3 @@ class _ContrastRows(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return upstream[:, None] * gradient, None, None, None, None, None
-
-
-def _inner_products(z: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
-    """``z_i . mem[r_ik]``, (B, K)."""
-    if vectors.dtype != torch.float32:
-        parts = [torch.bmm(found, z[chunk].unsqueeze(2)) for chunk, found in _float_rows(vectors, rows)]
-        return torch.cat(parts).squeeze(2)
-    batch, number = rows.shape
-    starts = torch.arange(0, batch * number, number, device=rows.device)
-    bag = torch.arange(batch, device=rows.device).repeat_interleave(number, output_size=batch * number)
-    mode_sum = 0
-    products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        z.contiguous(), vectors, rows.flatten(), starts, bag, mode_sum
-    )
-    return products.view(batch, number)
-
-
-def _weighted_sums(weights: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
-    """``sum over k of w_ik mem[r_ik]``, (B, D)."""
-    if vectors.dtype != torch.float32:
-        parts = [torch.bmm(weights[chunk].unsqueeze(1), found) for chunk, found in _float_rows(vectors, rows)]
-        return torch.cat(parts).squeeze(1)
-    return F.embedding_bag(rows, vectors, mode="sum", per_sample_weights=weights)
-
-
-def _float_rows(vectors: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of a half-precision memory as float32, (b, K, D), for a few samples at a time."""
-    size = max(1, CHUNK_BYTES // (4 * rows.shape[1] * vectors.shape[1]))
-    for start in range(0, len(rows), size):
-        chunk = slice(start, start + size)
-        yield chunk, _gather(vectors, rows[chunk])
-
-
-def _gather(vectors: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a memory as float32; `index_select` is several times faster than indexing with the tensor."""
-    return vectors.index_select(0, rows.flatten()).float().view(*rows.shape, vectors.shape[1])

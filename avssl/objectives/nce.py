@@ -185,10 +185,10 @@ class Partition(nn.Module):
             scores, count = negatives.float(), torch.tensor(float(negatives.numel()))
             if allowed is not None:
                 scores, count = scores + allowed.offset, allowed.count.sum()
-            first = torch.logsumexp(scores.flatten(), dim=0) - count.clamp_min(1).log().to(scores.device)
-            if dist.is_distributed():
-                first = dist.all_mean(first.exp()).log()
-            self.of(term).copy_(first)
+            total, count = torch.logsumexp(scores.flatten(), dim=0), count.to(scores.device)
+            if dist.is_distributed():  # ranks may allow unequally many
+                total, count = dist.all_mean(total.exp()).log(), dist.all_mean(count.float())
+            self.of(term).copy_(total - count.clamp_min(1).log())
         return self.of(term).clone()
 
     def numbers(self) -> dict[str, Tensor]:

@@ -49,8 +49,9 @@ class MiningObserver:
 
     Parameters
     ----------
-    log : MetricsLog
-        Of the run; ``mining.jsonl`` lies beside its file.
+    log : MetricsLog or None
+        Of the run; ``mining.jsonl`` lies beside its file. None in all processes but the first, which write
+        nothing and take part where the bank is spread over the processes.
     step : int
         Step the run (re)starts from. Lines of this step and of later ones are dropped: positives are mined
         before the first step of an epoch, so a run that resumes there mines again.
@@ -63,25 +64,27 @@ class MiningObserver:
 
     def __init__(
         self,
-        log: MetricsLog,
+        log: MetricsLog | None,
         step: int = 0,
         labels: ArrayLike | None = None,
         num_queries: int = 2048,
     ) -> None:
         self.log = log
-        self.path = log.path.with_name("mining.jsonl")
         self.num_queries = num_queries
         classes = None if labels is None else torch.as_tensor(labels)
         judge = classes is not None and len(classes[classes >= 0].unique()) > 1
         self.labels = classes if judge else None
-        if self.path.exists():  # else there is none to make before something is mined
-            drop_lines_after(self.path, step - 1)
+        path = None if log is None else log.path.with_name("mining.jsonl")
+        if path is not None and path.exists():  # else there is none to make before something is mined
+            drop_lines_after(path, step - 1)
 
-    def __call__(self, objective: MiningObjective, epoch: int, step: int) -> Diagnosis:
+    def __call__(self, objective: MiningObjective, epoch: int, step: int) -> Diagnosis | None:
         """Diagnose the sets the objective has just mined before the first step of `epoch`."""
+        if self.log is None and not objective.bank.is_sharded:
+            return None
         diagnosis = diagnose(
-            objective.bank.video,
-            objective.bank.audio,
+            objective.bank.vectors("video"),
+            objective.bank.vectors("audio"),
             objective.positive_set,
             previous=objective.previous_positive_set,
             seen=objective.bank.seen,
@@ -90,9 +93,11 @@ class MiningObserver:
             num_queries=self.num_queries,
             seed=step,
         )
+        if self.log is None:
+            return None
         place = {"step": step, "epoch": epoch, "num_positives": objective.positive_set.shape[1]}
         mined = {} if objective.last_mining is None else {"mining": objective.last_mining.provenance()}
-        append_line(self.path, place | mined | diagnosis.record())
+        append_line(self.log.path.with_name("mining.jsonl"), place | mined | diagnosis.record())
         numbers = {f"positives/{name}": value for name, value in diagnosis.numbers().items()}
         self.log.write(step, epoch, numbers)
         _write_histogram(self.log.events, "positives/in_degree", diagnosis.in_degree, step)

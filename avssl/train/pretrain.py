@@ -124,7 +124,7 @@ def pretrain(
             log,
             SkipLedger(None if log is None else folder / "skipped.jsonl"),
             position,
-            None if log is None else MiningObserver(log, position.step, manifest.label_indices()),
+            MiningObserver(log, position.step, manifest.label_indices()),
             say,
             replicate(objective, config),
         )

@@ -141,3 +141,11 @@ def test_a_state_without_keys_loads_as_one_of_unknown_samples():
     del state["keys"]
     bank.load_state_dict(state)
     assert not bank.keys.any()
+
+
+def test_one_process_holds_all_of_a_sharded_bank():
+    bank = MemoryBank(5, 4, storage="sharded")
+    assert not bank.is_sharded
+    assert bank.vectors("video").shape == (5, 4)
+    with pytest.raises(ValueError, match="storage must be one of replicated, sharded, auto; got 'spread'"):
+        MemoryBank(5, 4, storage="spread")
