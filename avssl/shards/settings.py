@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from avssl.errors import PrepareError
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same source and settings would give other bytes."""
 
 

@@ -74,8 +74,8 @@ class LogSpectrogram(nn.Module):
         The result is ``(decibels - mean) / (std + 1e-5)``; a single number serves all bins, None for both
         leaves decibels. See `spectrogram_statistics`. They are part of the state_dict.
     pad_mode : "constant" or "reflect"
-        What lies beyond both ends of a clip, within half a window: zeros, as librosa has it since 0.9, or the
-        clip mirrored, as it was in 2020 when the official networks were trained. Only there do they differ.
+        What lies beyond both ends, within half a window: zeros, as librosa has it since 0.9, or the clip
+        mirrored, as in 2020 when the official networks were trained. Only there do they differ.
 
     Attributes
     ----------
@@ -123,11 +123,8 @@ class LogSpectrogram(nn.Module):
                 f"hop_seconds {hop_seconds} is {hop:g} samples at {sample_rate} Hz; must be a whole number, "
                 f"at least 1; use {max(1, self.hop_length) / sample_rate:.8f}"
             )
-        self.sample_rate = sample_rate
-        self.n_fft = n_fft
-        self.bins = bins
-        self.top_db = top_db
-        self.pad_mode = pad_mode
+        self.sample_rate, self.n_fft = sample_rate, n_fft
+        self.bins, self.top_db, self.pad_mode = bins, top_db, pad_mode
         self.num_bins = {"paired": 1 + n_fft // 4, "linear": 1 + n_fft // 2, "mel": num_mels}[bins]
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         filters = mel_filters(sample_rate, n_fft, num_mels) if bins == "mel" else None
@@ -181,10 +178,14 @@ class LogSpectrogram(nn.Module):
                 f"least {self.n_fft // 2 + 1} for n_fft {self.n_fft}; use longer clips or a smaller n_fft"
             )
         with torch.autocast(self.window.device.type, enabled=False):
-            power = self._power(waveform.squeeze(1).to(self.window.device, torch.float32))
-            db = power.clamp_min(MIN_POWER).log10().mul_(10)
-            floor = db.amax((1, 2), keepdim=True) - self.top_db
-            return torch.maximum(db, floor).unsqueeze(1)
+            waveform = waveform.squeeze(1).to(self.window.device, torch.float32)
+            # On a processor clip by clip: what lies between the steps stays in its cache.
+            parts = waveform.split(1 if waveform.device.type == "cpu" else len(waveform))
+            return torch.cat([self._decibels(part) for part in parts]).unsqueeze(1)
+
+    def _decibels(self, waveform: Tensor) -> Tensor:
+        db = self._power(waveform).clamp_min_(MIN_POWER).log10_().mul_(10)
+        return torch.maximum(db, db.amax((1, 2), keepdim=True) - self.top_db)
 
     def _power(self, waveform: Tensor) -> Tensor:
         """Power a bin of (B, samples) waveforms, (B, frames, bins)."""
@@ -192,11 +193,14 @@ class LogSpectrogram(nn.Module):
         padded = F.pad(waveform, (half, half), mode=self.pad_mode)
         frames = padded.unfold(1, self.n_fft, self.hop_length)[:, : self.num_frames(waveform.shape[-1])]
         # Not torch.stft: it has frequencies before frames, and turning that round costs more than itself.
-        spectrum = torch.fft.rfft(frames * self.window)
-        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+        squares = torch.view_as_real(torch.fft.rfft(frames * self.window)).square_().flatten(2)
         if self.bins == "paired":
-            pairs = (power[..., 1::2] + power[..., 2::2]).mul_(0.5)
-            return torch.cat([power[..., :1], pairs], -1)
+            power = squares.new_empty(*squares.shape[:2], self.num_bins)
+            torch.add(squares[..., 0], squares[..., 1], out=power[..., 0])
+            pairs = torch.add(squares[..., 2::4], squares[..., 3::4], out=power[..., 1:])
+            pairs.add_(squares[..., 4::4]).add_(squares[..., 5::4]).mul_(0.5)
+            return power
+        power = squares[..., ::2] + squares[..., 1::2]
         return power if self.filters is None else power @ self.filters
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -222,7 +226,7 @@ class LogSpectrogram(nn.Module):
         db = self.decibels(waveform)
         if self.mean is None or self.std is None:
             return db
-        return (db - self.mean) / (self.std + STD_EPSILON)
+        return db.sub_(self.mean).div_(self.std + STD_EPSILON)
 
 
 class AudioAugment(nn.Module):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from avssl.errors import ConfigError
+from avssl.transforms.clip_colour import OPERATIONS, Operations, colour_clip
 from avssl.transforms.draws import uniform
 
-OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 # Luma of ITU-R BT.601 as Pillow and torchvision round it.
 LUMA = (0.2989, 0.587, 0.114)
 SOLARIZE_THRESHOLD = 0.5
@@ -43,7 +43,7 @@ def blend(x: Tensor, keep: Tensor, to_gray: Tensor, to_mean: Tensor) -> Tensor:
     return torch.addcmul(offset, x, keep.view(-1, 1, 1, 1, 1)).clamp_(0, 1)
 
 
-def shift_hue(x: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of each clip as through HSV.
 
     With V the largest channel, m the smallest, C = V - m and h the hue in sixths of a turn, an HSV colour has
@@ -57,8 +57,6 @@ def shift_hue(x: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
         RGB in [0, 1].
     shift : Tensor, (B,)
         Turn of each clip, in turns; [-0.5, 0.5] covers the circle.
-    out : Tensor, optional
-        Where to write the result, such as `x` itself.
 
     Returns
     -------
@@ -74,7 +72,7 @@ def shift_hue(x: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
     sixths = (green - red).add_(blue).add_(value).sub_(least, alpha=2)
     # A gray pixel may have any hue, if it is finite.
     sixths.div_(torch.clamp_min(chroma, MIN_CHROMA, out=least)).copysign_(green - blue)
-    result = torch.empty_like(x) if out is None else out
+    result = torch.empty_like(x)
     top = value.add_(chroma)
     for channel, n in zip(result.unbind(1), (5, 3, 1), strict=True):
         turn = (6 * shift + n + 1) % 6 - 3  # in [-3, 3), as sixths are: 3 - d is | |their sum| - 3 |
@@ -82,20 +80,6 @@ def shift_hue(x: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
         channel.abs_().sub_(3).abs_().clamp_(1, 2)
         torch.addcmul(top, chroma, channel, value=-1, out=channel)
     return result
-
-
-def adjust(clip: Tensor, operation: str, factor: float) -> None:
-    """One of `OPERATIONS` on one clip, (3, T, H, W) in [0, 1], in place."""
-    if operation == "hue":
-        shift_hue(clip[None], torch.tensor([factor]), out=clip[None])
-    elif operation == "contrast":
-        channels = clip.mean((-2, -1), keepdim=True)  # of luma the mean is the luma of the means
-        clip.mul_(factor).add_(luma(channels[None])[0], alpha=1 - factor).clamp_(0, 1)
-    elif operation == "saturation":
-        gray = luma(clip[None])[0]
-        clip.mul_(factor).add_(gray, alpha=1 - factor).clamp_(0, 1)
-    else:
-        clip.mul_(factor).clamp_(0, 1)
 
 
 def grayscale(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -167,8 +151,18 @@ class ColorJitter(nn.Module):
     def apply_factors(self, x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         """Jitter (B, 3, T, H, W) clips with what `draw` gave; on a processor they are overwritten."""
         if x.device.type == "cpu":
-            return self._apply_in_turn(x, factors, order)
+            for clip, operations in zip(x, self.named(factors, order), strict=True):
+                colour_clip(clip, operations)
+            return x
         return self._apply_at_once(x, factors, order)
+
+    def named(self, factors: Tensor, order: Tensor) -> list[Operations]:
+        """What `draw` gave as names and numbers: the operations of each clip in their order."""
+        names = list(self.strengths)
+        return [
+            [(names[op], its_factors[op]) for op in its_order]
+            for its_factors, its_order in zip(factors.tolist(), order.tolist(), strict=True)
+        ]
 
     def _apply_at_once(self, x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         """For accelerators: few large operations, one blend a position whatever the clips do there."""
@@ -195,14 +189,6 @@ class ColorJitter(nn.Module):
                 x = x.index_copy(0, clips, turned)
         return x
 
-    def _apply_in_turn(self, x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-        """For processors: clip by clip, in place, so that each does only its own operations, in the cache."""
-        names = list(self.strengths)
-        for clip, its_factors, its_order in zip(x, factors.tolist(), order.tolist(), strict=True):
-            for op in its_order:
-                adjust(clip, names[op], its_factors[op])
-        return x
-
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Jitter a batch of clips.
 
@@ -218,8 +204,4 @@ class ColorJitter(nn.Module):
         Tensor, (B, 3, T, H, W)
             RGB in [0, 1].
         """
-        return self.overwrite(x.clone(), generator) if self.strengths else x
-
-    def overwrite(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """As `forward`, but `x` may be overwritten: new memory costs a processor more than the jitter."""
-        return self.apply_factors(x, *self.draw(len(x), generator)) if self.strengths else x
+        return self.apply_factors(x.clone(), *self.draw(len(x), generator)) if self.strengths else x

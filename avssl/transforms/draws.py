@@ -33,6 +33,23 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator | None = None) ->
     return torch.rand(shape, generator=generator, dtype=torch.float64, device=device).cpu()
 
 
+def choose(num_clips: int, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Numbers of the clips that something happens to, int64, on the CPU; at 0 and 1 nothing is drawn."""
+    if probability in (0, 1):
+        return torch.arange(num_clips if probability else 0)
+    return (uniform((num_clips,), generator) < probability).nonzero().squeeze(1)
+
+
+def apply_to(x: Tensor, chosen: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply an operation to the chosen clips of (B, ...), which is overwritten; the others cost nothing."""
+    if len(chosen) == 0:
+        return x
+    if len(chosen) == len(x):
+        return operation(x)
+    chosen = chosen.to(x.device, non_blocking=True)
+    return x.index_copy_(0, chosen, operation(x.index_select(0, chosen)))
+
+
 def on_some(
     x: Tensor, probability: float, operation: Operation, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -53,12 +70,5 @@ def on_some(
     -------
     Tensor, (B, ...)
     """
-    if probability == 0:
-        return x
-    if probability == 1:
-        return operation(x, generator)
-    chosen = (uniform((len(x),), generator) < probability).nonzero().squeeze(1)
-    if len(chosen) == 0:
-        return x
-    chosen = chosen.to(x.device, non_blocking=True)
-    return x.index_copy_(0, chosen, operation(x.index_select(0, chosen), generator))
+    chosen = choose(len(x), probability, generator)
+    return apply_to(x, chosen, lambda clips: operation(clips, generator))

@@ -11,7 +11,9 @@ summed for a pixel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import mmap
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
+Finish = Callable[[int, Tensor, Tensor], object]
+
+LARGE_BYTES = 32 * 2**20
+"""glibc keeps freed blocks up to this size for the next request (the largest M_MMAP_THRESHOLD)."""
 
 
 class Axis(NamedTuple):
@@ -135,6 +141,7 @@ def resample_in_turn(
     size: int,
     interpolation: Interpolation = "bilinear",
     eight_bit: bool = False,
+    finish: Finish | None = None,
 ) -> Tensor:
     """The same clip by clip, for clips on a processor.
 
@@ -148,15 +155,37 @@ def resample_in_turn(
         As in `resample`.
     eight_bit : bool
         Round to whole 255ths after each axis.
+    finish : callable, optional
+        Called with the number of each clip, its view, (T, 3, size, size) in [0, 255], and the place for it in
+        the result, (3, T, size, size); what overshoots is cut off before. Without it pixels are divided by
+        255 and put there.
     """
-    result = torch.empty(len(frames), 3, len(frames[0]), size, size)
+    result = new_views(len(frames), 3, len(frames[0]), size, size)
     numbers = torch.stack([torch.stack(rows), torch.stack(columns)]).long().permute(2, 0, 1).tolist()
-    for place, clip, axes in zip(result, frames, numbers, strict=True):
+    for number, (place, clip, axes) in enumerate(zip(result, frames, numbers, strict=True)):
         (top, height, new_height, first_row, _), (left, width, new_width, first_column, flip) = axes
         crop = clip[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
-        if not eight_bit:
-            crop = crop.contiguous().float()
+        # In 8 bits packed colours are quickest, but only without gaps between the rows.
+        crop = crop.contiguous(memory_format=torch.channels_last) if eight_bit else crop.contiguous().float()
         view = F.interpolate(crop, size=(new_height, new_width), mode=interpolation, antialias=True)
         view = view[:, :, first_row : first_row + size, first_column : first_column + size]
-        place.copy_((view.flip(-1) if flip else view).transpose(0, 1)).div_(255)
+        view = view.flip(-1) if flip else view
+        if finish is None:
+            place.copy_(view.transpose(0, 1)).div_(255)
+        else:
+            finish(number, view.clamp_(0, 255) if interpolation == "bicubic" else view, place)
     return result
+
+
+def new_views(*shape: int) -> Tensor:
+    """Memory for float32 views, not set, on a processor.
+
+    Beyond `LARGE_BYTES` the C library asks the system for new memory each time, whose pages of 4 KiB take
+    longer to hand out than to fill; so large pages are asked for.
+    """
+    num_bytes = 4 * math.prod(shape)
+    if num_bytes < LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)

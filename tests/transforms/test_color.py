@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,6 +8,7 @@ from torchvision.transforms import functional as tv
 
 from avssl.errors import ConfigError
 from avssl.transforms import ColorJitter
+from avssl.transforms.clip_colour import colour_clip
 from avssl.transforms.color import shift_hue
 
 ADJUST = {
@@ -56,18 +59,42 @@ def test_jitter_of_all_clips_at_once_equals_that_of_one_after_the_other() -> Non
     x = random_clips(24)
     jitter = ColorJitter(0.4, 0.4, 0.4, 0.2)
     drawn = jitter.draw(len(x), torch.Generator().manual_seed(3))
-    at_once, in_turn = jitter._apply_at_once(x, *drawn), jitter._apply_in_turn(x.clone(), *drawn)
+    at_once, in_turn = jitter._apply_at_once(x, *drawn), jitter.apply_factors(x.clone(), *drawn)
     torch.testing.assert_close(at_once, in_turn, rtol=0, atol=2e-5)
     assert (at_once - x).abs().max() > 0.1
 
 
 def test_hue_equals_torchvision_for_any_turn() -> None:
-    turns = torch.linspace(-0.5, 0.5, 21)
+    """Both ways: that of accelerators and that of processors."""
+    turns = torch.cat([torch.linspace(-0.5, 0.5, 21), torch.arange(-3, 4) / 6])
     x = random_clips(len(turns))
     turned = shift_hue(x, turns)
     for b, turn in enumerate(turns.tolist()):
         expected = tv.adjust_hue(x[b].transpose(0, 1), turn).transpose(0, 1)
         torch.testing.assert_close(turned[b], expected, rtol=0, atol=2e-6)
+        alone = x[b].clone()
+        colour_clip(alone, [("hue", turn)])
+        torch.testing.assert_close(alone, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
+@pytest.mark.parametrize("brightness", [0.0, 1e-9, 0.3, 2.0])
+def test_colours_of_a_clip_are_those_of_one_step_after_the_other(order: tuple, brightness: float) -> None:
+    """From bytes, larger than the blocks that are worked on, and normalised."""
+    steps = [("brightness", brightness), ("contrast", 1.7), ("saturation", 1.9), ("hue", -0.27)]
+    operations = [steps[i] for i in order]
+    source = (255 * random_clips(1, num_frames=2, size=45)[0]).byte().transpose(0, 1)
+    images = source / 255
+    for name, value in operations:
+        images = ADJUST[name](images, value)
+    expected = ((images - 0.4) / 0.2).transpose(0, 1)
+    for frames in (source, source.contiguous(memory_format=torch.channels_last), source.float()):
+        clip = torch.empty_like(expected)
+        colour_clip(clip, operations, 1 / 255, (0.4,) * 3, (0.2,) * 3, source=frames)
+        torch.testing.assert_close(clip, expected, rtol=0, atol=1e-4)
+    strided = torch.empty(2, 3, 45, 45).transpose(0, 1)
+    colour_clip(strided, operations, 1 / 255, (0.4,) * 3, (0.2,) * 3, source=source)
+    torch.testing.assert_close(strided, clip, rtol=0, atol=1e-5)
 
 
 def test_zero_strengths_do_no_work() -> None:

@@ -10,8 +10,8 @@ from torchvision.transforms.v2 import functional as v2
 
 from avssl.errors import ConfigError
 from avssl.transforms import IMAGENET_MEAN, IMAGENET_STD, VideoAugment, VideoEval
-from avssl.transforms.resample import Axis, pad_frames, resample, resample_in_turn
-from avssl.transforms.video import random_boxes
+from avssl.transforms.boxes import random_boxes
+from avssl.transforms.resample import LARGE_BYTES, Axis, new_views, pad_frames, resample, resample_in_turn
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -102,6 +102,17 @@ def test_eight_bit_views_differ_from_exact_ones_by_rounding() -> None:
         for choice, generator in ((choice, torch.Generator().manual_seed(5)) for choice in (False, True))
     )
     assert 0.1 < float((exact - eight_bit).abs().max()) < 1.1
+
+
+def test_views_in_large_pages_are_memory_as_any_other() -> None:
+    views = [new_views(2, LARGE_BYTES // 8 + 1).fill_(value) for value in (1.0, 2.0)]
+    for value, view in enumerate(views, start=1):
+        assert view.dtype == torch.float32
+        assert view.is_contiguous()
+        assert bool((view == value).all())
+    assert views[0].data_ptr() != views[1].data_ptr()
+    views[0].share_memory_()
+    assert bool((views[0] == 1).all())
 
 
 def test_augment_of_equal_frames_gives_equal_frames() -> None:
