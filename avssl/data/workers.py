@@ -39,7 +39,7 @@ MAX_DEATHS_IN_A_ROW = 5
 """Of workers that read nothing, with no batch between: there is something wrong with the machine."""
 
 
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)

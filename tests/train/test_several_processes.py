@@ -162,7 +162,9 @@ def assert_alike(one, two, rtol=1e-3, atol=2e-4):
 def test_two_processes_train_what_one_trains(runs, method):
     folder, recipes = runs
     one = pretrain(recipes[method], no_progress)
-    assert losses(folder / method) == pytest.approx(losses(one), rel=1e-4)
+    ours, theirs = losses(folder / method), losses(one)
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
+    assert ours == pytest.approx(theirs, rel=3e-3)  # rounding grows from step to step
     assert_alike(one, folder / method)
     assert json.loads((folder / method / "run.json").read_text())["processes"] == 2
 
