@@ -73,7 +73,7 @@ IMAGES = {
 }
 SWAV = IMAGES | {
     "objective": {"name": "SwAV", "num_prototypes": 7, "head_dims": [16, 8], "queue_length": 10},
-    "optim": {"name": "larc", "lr": 0.1},
+    "optim": {"name": "larc", "lr": 0.003},
 }
 METHODS = {
     "avid": SOUND | {"train": {"sync_batchnorm": True}},
