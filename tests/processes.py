@@ -16,6 +16,41 @@ os._exit(0)
 """
 
 
+# Script RECIPES.json STEP for torchrun: trains each of the recipes; of those with "cut" in their name, the
+# second process is told to stop after that step.
+TRAIN_RECIPES = """
+import json
+import os
+import signal
+import sys
+
+from avssl import dist
+from avssl.build import Config
+from avssl.config import config_from_dict
+from avssl.errors import Interrupted
+from avssl.train import pretrain
+from avssl.train.parallel import no_progress
+from avssl.train.trainer import Trainer
+
+advance = Trainer._advance
+
+
+def interrupt_the_second_process(trainer, last):
+    advance(trainer, last)
+    if trainer.position.step == int(sys.argv[2]) and dist.rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+with dist.process_group():
+    for name, recipe in json.load(open(sys.argv[1])).items():
+        Trainer._advance = interrupt_the_second_process if "cut" in name else advance
+        try:
+            pretrain(config_from_dict(recipe, Config), no_progress)
+        except Interrupted as stop:
+            open(f"{recipe['run']['folder']}/{name}-{dist.rank()}", "w").write(str(stop))
+"""
+
+
 def run_two(script_text: str, folder: Path, beside: str, processes: int = 2) -> Path:
     """Run ``script RANK FOLDER DIRECTORY`` as ranks 0 and 1, or more, one thread each; all must succeed.
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from media import write_media
-from processes import start_torchrun
+from processes import TRAIN_RECIPES, start_torchrun
 
 from avssl.checkpoint import load_checkpoint
 from avssl.config import config_to_dict
@@ -17,38 +17,6 @@ from avssl.train import pretrain
 from avssl.train.parallel import no_progress
 
 pytestmark = pytest.mark.slow
-
-WORKER = """
-import json
-import os
-import signal
-import sys
-
-from avssl import dist
-from avssl.build import Config
-from avssl.config import config_from_dict
-from avssl.errors import Interrupted
-from avssl.train import pretrain
-from avssl.train.parallel import no_progress
-from avssl.train.trainer import Trainer
-
-advance = Trainer._advance
-
-
-def interrupt_the_second_process(trainer, last):
-    advance(trainer, last)
-    if trainer.position.step == 2 and dist.rank() == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-with dist.process_group():
-    for name, recipe in json.load(open(sys.argv[1])).items():
-        Trainer._advance = interrupt_the_second_process if "cut" in name else advance
-        try:
-            pretrain(config_from_dict(recipe, Config), no_progress)
-        except Interrupted as stop:
-            open(f"{recipe['run']['folder']}/{name}-{dist.rank()}", "w").write(str(stop))
-"""
 
 # Each process draws its own augmentation, so there is none: the middle of the frame (frames as wide leave no
 # choice of a crop), and that in gray and solarised. Rates and networks are such that rounding does not grow.
@@ -136,10 +104,10 @@ def runs(make_recipe, wide, damaged, tmp_path_factory):
     recipes = {
         where: {name: recipe(where, name, kind) for name, kind in kinds.items()} for where in (folder, alone)
     }
-    (folder / "worker.py").write_text(WORKER)
+    (folder / "worker.py").write_text(TRAIN_RECIPES)
     settings = {name: config_to_dict(recipe) for name, recipe in recipes[folder].items()}
     (folder / "recipes.json").write_text(json.dumps(settings))
-    workers = start_torchrun(folder / "worker.py", folder / "recipes.json")
+    workers = start_torchrun(folder / "worker.py", folder / "recipes.json", 2)
     _, errors = workers.communicate()
     assert workers.returncode == 0, errors
     return folder, recipes[alone]
@@ -162,9 +130,7 @@ def assert_alike(one, two, rtol=1e-3, atol=2e-4):
 def test_two_processes_train_what_one_trains(runs, method):
     folder, recipes = runs
     one = pretrain(recipes[method], no_progress)
-    ours, theirs = losses(folder / method), losses(one)
-    assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
-    assert ours == pytest.approx(theirs, rel=3e-3)  # rounding grows from step to step
+    assert losses(folder / method) == pytest.approx(losses(one), rel=1e-4)
     assert_alike(one, folder / method)
     assert json.loads((folder / method / "run.json").read_text())["processes"] == 2
 

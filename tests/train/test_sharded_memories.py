@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from media import write_media
-from processes import start_torchrun
+from processes import TRAIN_RECIPES, start_torchrun
 
 from avssl.checkpoint import load_checkpoint
 from avssl.config import config_to_dict
@@ -15,38 +15,6 @@ from avssl.train import pretrain
 from avssl.train.parallel import no_progress
 
 pytestmark = pytest.mark.slow
-
-WORKER = """
-import json
-import os
-import signal
-import sys
-
-from avssl import dist
-from avssl.build import Config
-from avssl.config import config_from_dict
-from avssl.errors import Interrupted
-from avssl.train import pretrain
-from avssl.train.parallel import no_progress
-from avssl.train.trainer import Trainer
-
-advance = Trainer._advance
-
-
-def interrupt_the_second_process(trainer, last):
-    advance(trainer, last)
-    if trainer.position.step == 4 and dist.rank() == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-with dist.process_group():
-    for name, recipe in json.load(open(sys.argv[1])).items():
-        Trainer._advance = interrupt_the_second_process if name == "cut" else advance
-        try:
-            pretrain(config_from_dict(recipe, Config), no_progress)
-        except Interrupted:
-            assert name == "cut"
-"""
 
 CMA = {
     "name": "CMA",
@@ -86,8 +54,8 @@ def recipes(make_recipe, tmp_path_factory):
         write_media(path, seconds=1.2, size=(48, 40), tone_hz=300 + 70 * i, first_number=331 * i)
     recipes = folder / "recipes.json"
     recipes.write_text(json.dumps({name: config_to_dict(recipe) for name, recipe in made.items()}))
-    (folder / "worker.py").write_text(WORKER)
-    torchrun = start_torchrun(folder / "worker.py", recipes)
+    (folder / "worker.py").write_text(TRAIN_RECIPES)
+    torchrun = start_torchrun(folder / "worker.py", recipes, 4)
     _, errors = torchrun.communicate()
     assert torchrun.returncode == 0, errors
     return folder, made
