@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 def read_tensors(path: Path) -> dict[Any, Any]:
     """Read a dictionary of tensors onto the CPU, stored as today or as before PyTorch 1.6.
 
+    The checksums (CRC-32) that `torch.save` stores with each tensor are compared first, which `torch.load`
+    does not do. Files from before PyTorch 1.6 have none.
+
     Raises
     ------
     CheckpointError
         When the file is damaged or holds more than tensors, numbers and texts: no pickle is executed.
     """
+    _compare_checksums(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders at damaged bytes; the error says what matters
@@ -83,3 +88,18 @@ def read_tensors(path: Path) -> dict[Any, Any]:
             f"{path}: holds a {type(content).__name__}; must be the dictionary of a checkpoint; give another"
         )
     return content
+
+
+def _compare_checksums(path: Path) -> None:
+    """Raise `CheckpointError` when a part of a file differs from what was written."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); use another copy") from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path}: damaged: the checksum of {damaged!r} is not the one written; use another copy"
+        )

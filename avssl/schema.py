@@ -28,6 +28,8 @@ class DataConfig:
     manifest: str | None = None  # or a manifest that `avssl prepare` wrote
     split: str = "train"
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.1  # held out by scanning when `root` has no splits
+    # What `train.held_out_every` measures: a manifest; None: split "val" of the run's own, else "test".
+    held_out: str | None = None
     num_frames: Positive = 8
     fps: PositiveFloat = 16.0
     short_side: Positive | None = 128
@@ -42,6 +44,7 @@ class DataConfig:
     max_skipped: Share = 0.05  # share of unreadable files above which the run stops
     decoder: DecoderName = "pyav"
     num_workers: Annotated[int, Field(ge=0)] | None = None  # None: by the number of cores
+    stall_seconds: PositiveFloat = 300.0  # for one clip; a process that reads longer is ended
 
 
 @dataclass
@@ -108,7 +111,18 @@ class TrainConfig:
     threads: Positive | None = None  # of torch on the CPU; None: by the number of cores
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 10  # steps
+    held_out_every: Annotated[int, Field(ge=0)] = 0  # steps between measurements on held-out data; 0: never
     checkpoint_minutes: NonNegative = 10.0  # besides the checkpoint after each epoch
+    keep_last: Positive = 2  # newest checkpoints that are kept
+    keep_every: Positive | None = None  # epochs: those after so many are kept for good
+    # Name of a logged number: the checkpoint at its best value (the lowest, if it is a loss) is kept too.
+    keep_best: str | None = None
+    # A loss or gradient that is not finite ends the run, or its step is left out, or the rate halved as well.
+    nonfinite: Literal["stop", "skip", "back_off"] = "stop"
+    deterministic: bool = False  # on a GPU too: the same numbers in each run, more slowly
+    # Layout of the trunks in memory, channels last or first; None: last, the faster one wherever measured.
+    channels_last: bool | None = None
+    compile: bool = False  # compile the trunks when training starts, which takes minutes
 
 
 @dataclass
@@ -118,6 +132,7 @@ class RunConfig:
     name: str = "run"
     folder: str = "runs"
     start_from: str | None = None  # run folder or checkpoint of an earlier stage
+    wandb: Annotated[str, Field(min_length=1)] | None = None  # project on Weights & Biases that gets the log
 
 
 @dataclass

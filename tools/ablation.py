@@ -35,7 +35,7 @@ from avssl.errors import AvsslError, ConfigError, EvaluationError, Interrupted, 
 from avssl.features import load_encoders
 from avssl.files import write_json, write_text
 from avssl.train import pretrain
-from avssl.train.start import FREE_TO_CHANGE
+from avssl.train.resume import FREE_TO_CHANGE
 
 REPOSITORY = Path(__file__).parents[1]
 

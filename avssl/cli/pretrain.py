@@ -37,7 +37,10 @@ Examples:
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--restart", is_flag=True, help="Move an earlier run of that name aside and begin anew.")
-def pretrain(config: Path, overrides: tuple[str, ...], restart: bool) -> None:
+@click.option(
+    "--allow-changes", is_flag=True, help="Go on with a run though its recipe or its samples have changed."
+)
+def pretrain(config: Path, overrides: tuple[str, ...], restart: bool, allow_changes: bool) -> None:
     """Train encoders without labels by the recipe CONFIG.
 
     KEY=VALUE changes a key of the recipe, such as data.root=/videos or train.epochs=50.
@@ -49,16 +52,16 @@ def pretrain(config: Path, overrides: tuple[str, ...], restart: bool) -> None:
     """
     with dist.process_group():
         recipe = load_config(config, overrides, schema=Config)
-        folder = run_stage(recipe, restart)
+        folder = run_stage(recipe, restart, allow_changes)
         if dist.rank() == 0:
             click.echo(f"run     {folder}\nreport  {write_report(folder)}")
 
 
-def run_stage(recipe: Config, restart: bool = False) -> Path:
+def run_stage(recipe: Config, restart: bool = False, allow_changes: bool = False) -> Path:
     """Train one stage with a progress bar; after a requested stop exit with `CONTINUE_STATUS` or 130."""
     try:
         say = partial(click.echo, err=True)
-        return run_pretrain(recipe, show_progress, restart=restart, command=command_line(), say=say)
+        return run_pretrain(recipe, show_progress, restart, command_line(), say, allow_changes)
     except Interrupted as stop:
         if dist.rank() == 0:
             click.echo(f"avssl: {stop}", err=True)

@@ -167,7 +167,7 @@ class MemoryBank(nn.Module):
 
         Embeddings of all ranks are gathered first, so that replicas of the bank stay equal; of a sharded bank
         each rank moves its own slots. An index that occurs more than once takes its last embedding on every
-        device: all its duplicates write one value.
+        device: all its duplicates write one value. A slot whose embeddings are not finite stays as it was.
 
         Parameters
         ----------
@@ -177,20 +177,23 @@ class MemoryBank(nn.Module):
             Embeddings; normalised here.
         """
         gather = gather_uneven if self.is_sharded else dist.all_gather
-        index = gather(index)
+        index, unit_video, unit_audio = (
+            gather(index), *(F.normalize(gather(z).float(), dim=1) for z in (z_video, z_audio)),
+        )  # fmt: skip
         positions = torch.arange(len(index), device=index.device)
         last = torch.where(index[:, None] == index[None, :], positions, -1).amax(dim=1)
-        slots = index
+        finite = (unit_video.isfinite().all(dim=1) & unit_audio.isfinite().all(dim=1))[last]
+        slots, source, fine = index, last, finite
         if self.is_sharded:
             held = (index >= self._run.start) & (index < self._run.stop)
-            slots, last = index[held] - self._run.start, last[held]
-        for vectors, z in ((self.video, z_video), (self.audio, z_audio)):
-            z = F.normalize(gather(z).float(), dim=1)[last]
-            mixed = self.momentum * vectors[slots].float() + (1 - self.momentum) * z
-            vectors[slots] = F.normalize(mixed, dim=1).to(vectors.dtype)
+            slots, source, fine = index[held] - self._run.start, last[held], finite[held]
+        for vectors, unit in ((self.video, unit_video), (self.audio, unit_audio)):
+            before = vectors[slots]
+            mixed = self.momentum * before.float() + (1 - self.momentum) * unit[source]
+            vectors[slots] = torch.where(fine[:, None], F.normalize(mixed, dim=1).to(vectors.dtype), before)
         complete = self._pool is not None and len(self._pool.rows) == len(self)
         if not complete and not bool(self.seen[index].all()):  # asking stalls a GPU: not once all are seen
-            self.seen[index] = True
+            self.seen[index] |= finite
             self._pool = None
 
     def pool(self) -> Pool:

@@ -93,6 +93,7 @@ class AVID(Objective):
 
     needs_audio: ClassVar[bool] = True
     sync_trunks: ClassVar[bool] = False  # as the release
+    memories: ClassVar[tuple[str, ...]] = ("bank.",)
 
     def __init__(
         self,

@@ -79,11 +79,14 @@ class Objective(nn.Module):
         Whether batch norms of the trunks count the samples of all processes that train together.
     heads : tuple of str
         Submodules besides the encoders that a later stage of the method goes on with, where they fit.
+    memories : tuple of str
+        How the names of buffers begin that hold something of each instance.
     """
 
     needs_audio: ClassVar[bool] = False
     sync_trunks: ClassVar[bool] = True
     heads: ClassVar[tuple[str, ...]] = ()
+    memories: ClassVar[tuple[str, ...]] = ()
     encoders: Any
     done_steps: int = 0
     total_steps: int = 1
@@ -151,6 +154,12 @@ class Objective(nn.Module):
     def heads_in(self, state: Mapping[str, Tensor]) -> dict[str, str | None]:
         """Which heads a state dict holds: for each of `heads` None if it fits, else why it does not."""
         return {name: _misfit(self.get_submodule(name), _below(name, state)) for name in self.heads}
+
+    def step_buffers(self) -> list[Tensor]:
+        """Buffers that a step may change as a whole, such as running means: all but the memories."""
+        own = [(m, m.memories) for m in self.modules() if isinstance(m, Objective)]
+        memories = {id(b) for m, names in own for name, b in m.named_buffers() if name.startswith(names)}
+        return [buffer for buffer in self.buffers() if id(buffer) not in memories]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimiser, with the method's exceptions to its settings."""

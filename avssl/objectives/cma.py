@@ -8,6 +8,7 @@ calibrate the similarities inside a modality, which cross-modal discrimination a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class CMA(AVID):
         What they replaced.
     """
 
+    memories: ClassVar[tuple[str, ...]] = ("bank.", "positive_set", "groups")
     positive_set: Tensor
     groups: Tensor
 

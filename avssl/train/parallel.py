@@ -14,6 +14,7 @@ draw the same on each process.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -92,6 +93,21 @@ def place(objective: Objective, config: Config, device: torch.device, precision:
             "cannot be sharded; use train.precision=bfloat16"
         )
     return shard(objective, device, precision)
+
+
+@contextmanager
+def reproducible(exactly: bool, device: torch.device) -> Iterator[None]:
+    """Let torch choose, while the block runs, the fastest algorithms, or those that always do the same."""
+    before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    if exactly and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks, before its first use
+    torch.backends.cudnn.benchmark = not exactly
+    torch.use_deterministic_algorithms(exactly)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.use_deterministic_algorithms(before[1])
 
 
 def replicate(objective: Objective, config: Config) -> nn.Module:

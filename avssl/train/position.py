@@ -23,6 +23,7 @@ class LoopSettings:
     epochs: int
     batches_per_epoch: int
     seed: int
+    batch_size: int = 1  # clips a step, of all processes and parts
     warmup_epochs: int = 0  # of the memories, before the first epoch of training
     batches_per_warmup_epoch: int = 0
     accumulate: int = 1
@@ -30,8 +31,6 @@ class LoopSettings:
     clip_grad_norm: float | None = None
     log_every: int = 10
     checkpoint_seconds: float = 600.0
-    max_skipped: float = 1.0
-    num_rows: int = 1
 
     def batches(self, epoch: int) -> int:
         """Batches of an epoch; those of warming up come first."""
@@ -51,3 +50,18 @@ class LoopSettings:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.warmup_steps + self.epochs * self.steps_per_epoch
+
+    def steps_done(self, position: Position) -> int:
+        """Steps of training, without those of warming up, that lie before a position."""
+        if position.epoch < self.warmup_epochs:
+            return 0
+        whole_epochs = position.epoch - self.warmup_epochs
+        return whole_epochs * self.steps_per_epoch + position.batch // self.accumulate
+
+    def steps_after(self, position: Position) -> int:
+        """Steps from a position to the end, those of warming up among them."""
+        left = sum(
+            -(-self.batches(epoch) // self.accumulate)
+            for epoch in range(position.epoch, self.warmup_epochs + self.epochs)
+        )
+        return left - position.batch // self.accumulate

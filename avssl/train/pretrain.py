@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from avssl import dist
 from avssl.build import (
@@ -20,29 +22,34 @@ from avssl.build import (
     epoch_notice,
     share_cores,
 )
-from avssl.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from avssl.checkpoint import FILE_NAME, load_checkpoint
 from avssl.config import config_to_dict, dump_config
 from avssl.data import ClipDataset, Manifest, RunSampler, ShardOrder, SkipLedger, make_loader
 from avssl.decode import open_reader
-from avssl.files import write_text
+from avssl.files import make_folder, write_text
+from avssl.objectives import Objective
 from avssl.optim import learning_rate_factor
 from avssl.statistics import resolve_statistics
+from avssl.train.checkpoints import CheckpointWriter, Keeping, newest_whole
 from avssl.train.log import MetricsLog
+from avssl.train.loss_guard import LossGuard
 from avssl.train.mining_log import MiningObserver
-from avssl.train.parallel import check_batch, no_progress, place, process_device, replicate
+from avssl.train.parallel import check_batch, no_progress, place, process_device, replicate, reproducible
 from avssl.train.position import LoopSettings, Position
 from avssl.train.record import so_far, write_record
-from avssl.train.sharding import load_optimizer
-from avssl.train.start import (
-    check_recipe,
-    check_same_run,
-    find_manifest,
+from avssl.train.resume import (
+    alone_in,
+    changes,
     move_aside,
-    mute_notice,
+    note_changes,
+    place_in,
+    refuse_changes,
     resume_notice,
-    start_objective,
 )
+from avssl.train.sharding import load_optimizer
+from avssl.train.start import check_recipe, find_manifest, mute_notice, start_objective
 from avssl.train.trainer import Trainer
+from avssl.train.watchers import Watchers
 
 
 def pretrain(
@@ -51,6 +58,7 @@ def pretrain(
     restart: bool = False,
     command: str = "",
     say: Callable[[str], None] = lambda line: None,
+    allow_changes: bool = False,
 ) -> Path:
     """Train a stage, or go on with it if its folder holds a checkpoint of the same recipe.
 
@@ -69,13 +77,15 @@ def pretrain(
         What the user typed, for the record.
     say : callable
         Takes a line the user should read, such as what an epoch means.
+    allow_changes : bool
+        Go on though recipe or data are not those the run began with.
 
     Returns
     -------
     Path
-        The run folder: ``config.yaml``, ``checkpoint.pt``, ``manifest.parquet``, ``metrics.jsonl``,
-        ``skipped.jsonl``, ``run.json``, ``tensorboard/`` and, where they apply, ``statistics.json`` and
-        ``mining.jsonl``.
+        The run folder: ``config.yaml``, ``checkpoint.pt``, ``checkpoints/``, ``manifest.parquet``,
+        ``metrics.jsonl``, ``skipped.jsonl``, ``run.json``, ``tensorboard/`` and, where they apply,
+        ``statistics.json``, ``mining.jsonl``, ``nonfinite.jsonl`` and ``changes.jsonl``.
 
     Raises
     ------
@@ -86,79 +96,94 @@ def pretrain(
     if dist.rank() > 0:
         start_progress, say = no_progress, _say_nothing
     folder = Path(config.run.folder) / config.run.name
-    config, whole = dist.from_first(lambda: _prepare(config, folder, restart, start_progress, say))
+    with ExitStack() as stack:
+        prepare = partial(_prepare, config, folder, restart, allow_changes, start_progress, say, stack)
+        config, whole = dist.from_first(prepare)
+        _train(config, folder, whole, command, start_progress, say)
+    return folder
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    whole: Manifest,
+    command: str,
+    start_progress: Callable[[str, int, int], Any],
+    say: Callable[[str], None],
+) -> None:
+    """Train in a prepared folder, from the checkpoint in it if there is one."""
     manifest = _select(whole, config)
     checkpoint = load_checkpoint(folder) if (folder / FILE_NAME).exists() else None
     device = process_device(config.train.device)
     workers = share_cores(config, device)
-    torch.manual_seed(config.train.seed)
-    objective = start_objective(config, manifest, checkpoint, say)
-    objective = place(objective, config, device, _precision(config, device))
-    optimizer = build_optimizer(config.optim, objective, config.train.batch_size)
-    position = Position()
-    if checkpoint is not None:
-        load_optimizer(optimizer, checkpoint["optimizer"])
-        position = Position(**checkpoint["position"])
-    sampler = _sampler(config, manifest, position)
-    settings = _loop_settings(config, sampler, len(manifest), device)
-    loader = make_loader(
-        _dataset(config, manifest), sampler, num_workers=workers, pin_memory=device.type == "cuda"
-    )
-
-    def save(trainer: Trainer) -> None:
-        state = trainer.state() | {"config": config_to_dict(config), "manifest_hash": manifest.hash}
-        if dist.rank() == 0:
-            save_checkpoint(folder / FILE_NAME, state)
-        dist.wait_for_all()  # none ends, or goes on to break an exchange, while it is being written
-
-    steps = position.step, settings.total_steps
-    with _written_down(folder, config, manifest, whole, device, command, *steps) as log:
-        trainer = Trainer(
-            objective,
-            build_views(config, train=True).to(device),
-            optimizer,
-            loader,
-            _rate(config),
-            settings,
-            save,
-            log,
-            SkipLedger(None if log is None else folder / "skipped.jsonl"),
-            position,
-            MiningObserver(log, position.step, manifest.label_indices()),
-            say,
-            replicate(objective, config),
-        )
+    with reproducible(config.train.deterministic, device):
+        torch.manual_seed(config.train.seed)
+        objective = start_objective(config, manifest, checkpoint, say)
+        objective = place(objective, config, device, _precision(config, device))
+        optimizer = build_optimizer(config.optim, objective, config.train.batch_size)
+        settings = _loop_settings(config, _sampler(config, manifest, Position()), device)
+        position = Position()
         if checkpoint is not None:
-            trainer.scaler.load_state_dict(checkpoint["scaler"])
-        if position.epoch < config.train.epochs + config.train.memory_warmup_epochs:
-            with start_progress(config.run.name, settings.total_steps, position.step) as progress:
-                trainer.fit(progress)
-    return folder
+            load_optimizer(optimizer, checkpoint["optimizer"])
+            position = place_in(checkpoint, settings, checkpoint["manifest_hash"] == manifest.hash)
+        loader = make_loader(
+            _dataset(config, manifest),
+            _sampler(config, manifest, position),
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+        )
+        steps = position.step, position.step + settings.steps_after(position)
+        with _watched(config, folder, manifest, whole, objective, device, command, say, *steps) as watchers:
+            views = build_views(config, train=True).to(device)
+            model = replicate(objective, config)
+            trainer = Trainer(
+                objective, views, optimizer, loader, _rate(config), settings, watchers, position, model
+            )
+            if checkpoint is not None:
+                trainer.load_scales(checkpoint)
+            if steps[0] < steps[1]:
+                with start_progress(config.run.name, steps[1], steps[0]) as progress:
+                    trainer.fit(progress)
 
 
 def _prepare(
     config: Config,
     folder: Path,
     restart: bool,
+    allow_changes: bool,
     start_progress: Callable[[str, int, int], Any],
     say: Callable[[str], None],
+    stack: ExitStack,
 ) -> tuple[Config, Manifest]:
-    """Make or check the run folder; the recipe with its statistics, and all samples of the data."""
+    """Make or check the run folder; the recipe with its statistics, and all samples of the data.
+
+    What `stack` is given, the hold of the folder, lasts until the training ends.
+    """
     check_recipe(config)
-    if restart and folder.exists():
-        move_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = load_checkpoint(folder) if (folder / FILE_NAME).exists() else None
+    is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if restart and is_first_start and folder.exists():
+        with alone_in(folder):
+            move_aside(folder)
+    make_folder(folder)
+    stack.enter_context(alone_in(folder))
+    checkpoint = newest_whole(folder, say)
     ledger = SkipLedger(folder / "skipped.jsonl")
     whole = find_manifest(config, folder, checkpoint is not None, ledger, start_progress)
     manifest = heard = _select(whole, config)
     if config.data.without_audio == "video_only":
         heard = manifest.select(need_video=True, need_audio=True)  # raises if no file at all has sound
     config = resolve_statistics(config, heard, folder, start_progress)
+    saved = folder / "manifest.parquet"
+    notices: list[str | None] = []
     if checkpoint is not None:
-        check_same_run(checkpoint, config, manifest, folder)
+        before = _select(Manifest.load(saved), config) if saved.exists() else manifest
+        found = changes(checkpoint, config, before, manifest, folder)
+        refuse_changes(found, folder, allow_changes)
+        note_changes(folder, checkpoint["position"]["step"], found)
+        notices = [f"{folder}: goes on with a change: {change}" for change in found]
+    whole.save(saved)
     write_text(folder / "config.yaml", dump_config(config))
-    notices = [resume_notice(checkpoint, config, folder), mute_notice(config, whole)]
+    notices += [resume_notice(checkpoint, config, folder), mute_notice(config, whole)]
     for notice in [*notices, epoch_notice(config, len(manifest))]:
         if notice:
             say(notice)
@@ -175,32 +200,63 @@ def _say_nothing(line: str) -> None:
 
 
 @contextmanager
-def _written_down(
-    folder: Path,
+def _watched(
     config: Config,
+    folder: Path,
     manifest: Manifest,
     whole: Manifest,
+    objective: Objective,
     device: torch.device,
     command: str,
+    say: Callable[[str], None],
     step: int,
     total_steps: int,
-) -> Iterator[MetricsLog | None]:
-    """Log of the run, and its record, kept up to date; None in all processes but the first."""
-    if dist.rank() > 0:
-        yield None
-        return
-    started, seconds = so_far(folder, (folder / FILE_NAME).exists())
+) -> Iterator[Watchers]:
+    """Log, checkpoints and record of the run, kept up to date by the first process and closed at the end."""
+    first = dist.rank() == 0
+    train = config.train
+    keeping = Keeping(train.keep_last, train.keep_every, train.keep_best)
+    resuming = (folder / FILE_NAME).exists()
+    with ExitStack() as stack:
+        log = None
+        if first:
+            record = partial(write_record, folder, config, manifest, whole, device, command, total_steps)
+            stack.enter_context(_recorded(folder, resuming, record))
+            log = stack.enter_context(closing(MetricsLog(folder, step)))
+        writer = CheckpointWriter(folder, keeping, step if resuming else None) if first else None
+        watchers = Watchers(
+            LossGuard(train.nonfinite, objective, partial(_names, manifest), folder),
+            log,
+            writer,
+            SkipLedger(folder / "skipped.jsonl" if first else None),
+            {"config": config_to_dict(config), "manifest_hash": manifest.hash},
+            config.data.max_skipped,
+            len(manifest),
+            MiningObserver(log, step, manifest.label_indices()),
+            say,
+        )
+        if writer is not None:
+            stack.callback(writer.finish)  # what is being written when an error ends the training is not lost
+        yield watchers
+
+
+@contextmanager
+def _recorded(folder: Path, resuming: bool, record: Callable[..., None]) -> Iterator[None]:
+    """Keep ``run.json`` up to date."""
+    started, seconds = so_far(folder, resuming)
     began = time.monotonic() - seconds
-    record = partial(write_record, folder, config, manifest, whole, device, command, total_steps, started)
-    record(status="running", seconds=time.monotonic() - began)
-    log = MetricsLog(folder, step)
+    record(started, status="running", seconds=time.monotonic() - began)
     status = "stopped"
     try:
-        yield log
+        yield
         status = "finished"
     finally:
-        log.close()
-        record(status=status, seconds=time.monotonic() - began)
+        record(started, status=status, seconds=time.monotonic() - began)
+
+
+def _names(manifest: Manifest, rows: Tensor) -> list[dict[str, str]]:
+    """Id and path of rows, for reports."""
+    return [{"id": manifest.row(i).id, "path": manifest.path(i)} for i in rows.tolist()]
 
 
 def _dataset(config: Config, manifest: Manifest) -> ClipDataset:
@@ -255,18 +311,17 @@ def _precision(config: Config, device: torch.device) -> torch.dtype:
     return precision
 
 
-def _loop_settings(config: Config, sampler: RunSampler, rows: int, device: torch.device) -> LoopSettings:
+def _loop_settings(config: Config, sampler: RunSampler, device: torch.device) -> LoopSettings:
     return LoopSettings(
         epochs=config.train.epochs,
         batches_per_epoch=sampler.batches_per_epoch,
         warmup_epochs=config.train.memory_warmup_epochs,
         batches_per_warmup_epoch=sampler.batches_per_warmup_epoch,
         seed=config.train.seed,
+        batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
         precision=_precision(config, device),
         clip_grad_norm=config.optim.clip_grad_norm,
         log_every=config.train.log_every,
         checkpoint_seconds=60 * config.train.checkpoint_minutes,
-        max_skipped=config.data.max_skipped,
-        num_rows=rows,
     )

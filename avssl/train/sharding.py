@@ -60,13 +60,16 @@ def whole(state: Any) -> Any:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole state into an optimiser, whose parameters may be sharded."""
+    """Load a whole state into an optimiser, whose parameters may be sharded; its rates and the like stay."""
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     params: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     spread = {
         index: {name: _like(value, params[index]) for name, value in values.items()}
         for index, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": spread})
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
 
 
 def _like(value: Any, parameter: Tensor) -> Any:

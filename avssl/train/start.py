@@ -10,17 +10,13 @@ import torch
 from torch import Tensor
 
 from avssl.build import Config, build_objective, learning_rate
-from avssl.config import config_diff, config_from_dict
 from avssl.data import Manifest, SkipLedger, scan
+from avssl.data.remote import is_url
 from avssl.errors import CheckpointError, ConfigError
 from avssl.memory import instance_keys
 from avssl.objectives import Joint, Objective, find_cma
+from avssl.train.resume import carry_over
 from avssl.weights import find_weights, read_checkpoint
-
-FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "train.device", "train.threads",
-                  "train.sharding", "train.log_every", "train.checkpoint_minutes", "data.root",
-                  "data.manifest")  # fmt: skip
-"""Keys that may differ when a run is resumed; what the data are is checked by the manifest's hash."""
 
 
 def check_recipe(config: Config) -> None:
@@ -58,17 +54,6 @@ def _check_video_only(config: Config, objective: Objective) -> None:
         )
 
 
-def resume_notice(checkpoint: dict[str, Any] | None, config: Config, folder: Path) -> str | None:
-    """What a user may not expect of a run that goes on; None for a new one."""
-    if checkpoint is None:
-        return None
-    if checkpoint["position"]["epoch"] >= config.train.epochs + config.train.memory_warmup_epochs:
-        return f"{folder}: finished already; choose another name with run.name=, or give --restart"
-    if checkpoint["config"]["data"]["root"] != config.data.root:
-        return f"{folder}: goes on with the samples it began with, now looked for in {config.data.root}"
-    return None
-
-
 def mute_notice(config: Config, whole: Manifest) -> str | None:
     """How many files have no sound and what becomes of them; None without any, or if the model is deaf."""
     if config.model.audio is None:
@@ -97,10 +82,14 @@ def find_manifest(
 ) -> Manifest:
     """The manifest of the run: the one it began with, the one the recipe names, or a fresh scan.
 
-    Files a scan cannot open are entered in the ledger.
+    A run that goes on keeps to the files it found when it began, but for a manifest that the recipe names and
+    that is there. Files a scan cannot open are entered in the ledger.
     """
     saved = folder / "manifest.parquet"
-    if resuming and saved.exists():
+    is_named = config.data.manifest is not None and (
+        is_url(config.data.manifest) or Path(config.data.manifest).exists()
+    )
+    if resuming and saved.exists() and not is_named:
         moved = config.data.root is not None and Path(config.data.root).is_dir()
         return Manifest.load(saved, root=config.data.root if moved else None)
     if (config.data.root is None) == (config.data.manifest is None):
@@ -123,7 +112,6 @@ def find_manifest(
         for skipped in result.skipped:
             ledger.add_unopened(skipped, manifest.root)
         ledger.check(config.data.max_skipped, len(manifest) + len(result.skipped))
-    manifest.save(saved)
     return manifest
 
 
@@ -138,7 +126,7 @@ def start_objective(
     _check_video_only(config, objective)
     objective.name_instances(instance_keys(manifest.ids), torch.from_numpy(manifest.copies()))
     if checkpoint is not None:
-        objective.load_state_dict(checkpoint["objective"])
+        carry_over(objective, checkpoint, checkpoint["manifest_hash"] == manifest.hash, config.run.name)
     elif config.run.start_from is not None:
         _start_from_stage(objective, config, manifest, say)
     return objective
@@ -183,27 +171,3 @@ def _heads_notice(heads: dict[str, str | None], released: Mapping[str, Any]) -> 
     unused = [name for name in released if name not in known]
     parts = {"heads taken over": taken, "begun afresh": fresh, "not used": unused}
     return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
-
-
-def check_same_run(checkpoint: dict[str, Any], config: Config, manifest: Manifest, folder: Path) -> None:
-    """Raise `CheckpointError` when the folder holds a run of another recipe or of other data."""
-    before = config_from_dict(checkpoint["config"], Config, str(folder))
-    differing = [key for key in config_diff(before, config) if not key.startswith(FREE_TO_CHANGE)]
-    if differing:
-        raise CheckpointError(
-            f"{folder}: holds a run with other settings ({', '.join(differing)}); choose another name with "
-            "run.name=, or give --restart to move that run aside and begin anew"
-        )
-    if checkpoint["manifest_hash"] != manifest.hash:
-        raise CheckpointError(
-            f"{folder}: its checkpoint belongs to other data (manifest {checkpoint['manifest_hash'][:12]}, "
-            f"now {manifest.hash[:12]}); choose another name with run.name=, or give --restart"
-        )
-
-
-def move_aside(folder: Path) -> None:
-    """Rename a run folder to the first free NAME.oldN."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
-        number += 1
-    folder.rename(aside)

@@ -7,6 +7,7 @@ all that a run needs to continue exactly as if it had not been interrupted.
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,21 +16,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from avssl import dist
-from avssl.data import ClipBatch, SkipLedger
-from avssl.errors import Interrupted, TrainingError
-from avssl.objectives import Objective, collapse_signs, find_cma
+from avssl.data import ClipBatch
+from avssl.errors import Interrupted
+from avssl.objectives import Objective
 from avssl.optim import set_learning_rate
 from avssl.train.lockstep import Agreement, agree
-from avssl.train.log import MetricsLog, RunningMeans
+from avssl.train.meter import Meter
 from avssl.train.position import LoopSettings, Position
 from avssl.train.sharding import whole
+from avssl.train.shortage import explained_shortage
 from avssl.train.signals import StopRequest
+from avssl.train.watchers import Watchers
 from avssl.transforms import ViewMaker
 from avssl.types import Progress
 
@@ -47,18 +50,10 @@ class Trainer:
         Factor of the learning rate at an epoch with fraction.
     settings : LoopSettings
         Numbers of the loop.
-    save : callable
-        Called with the trainer, on all processes, to write a checkpoint of `state`.
-    log : MetricsLog or None
-        Takes the numbers, which are means over processes; None on all but the first.
-    ledger : SkipLedger
-        Takes the clips that could not be read, on the first process those of all.
+    watchers : Watchers
+        Who is told what happens.
     position : Position
         Where to begin; moved along.
-    after_mining : callable, optional
-        Called as ``after_mining(objective, epoch, step)`` when an objective has mined positives anew.
-    say : callable
-        Takes warnings for the user, such as of a collapse.
     model : nn.Module, optional
         What to call for a loss, such as the objective wrapped for several processes; the objective itself by
         default.
@@ -72,12 +67,8 @@ class Trainer:
         batches: Any,
         rate: Callable[[float], float],
         settings: LoopSettings,
-        save: Callable[[Trainer], None],
-        log: MetricsLog | None,
-        ledger: SkipLedger,
+        watchers: Watchers,
         position: Position,
-        after_mining: Callable[[Any, int, int], object] | None = None,
-        say: Callable[[str], None] = lambda line: None,
         model: nn.Module | None = None,
     ) -> None:
         self.objective = objective
@@ -87,19 +78,14 @@ class Trainer:
         self.batches = batches
         self.rate = rate
         self.settings = settings
-        self.save = save
-        self.log = log
-        self.ledger = ledger
+        self.watchers = watchers
+        self.guard = watchers.guard
         self.position = position
-        self.after_mining = after_mining
-        self.say = say
-        self._warned: set[str] = set()
         self.device = next(objective.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == torch.float16)
-        self.means = RunningMeans()
+        self.meter = Meter()
         self._stop = StopRequest()
-        self._last_save = self._window_start = time.monotonic()
-        self._window_clips, self._window_mute, self._window_surplus, self._window_wait = 0, 0, 0, 0.0
+        self._last_save = time.monotonic()
 
     def state(self) -> dict[str, Any]:
         """All that changes while training, whole on the first process; all processes must call it."""
@@ -107,8 +93,14 @@ class Trainer:
             "objective": whole(self.objective.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
+            "guard": self.guard.state(),
             "position": vars(self.position).copy(),
         }
+
+    def load_scales(self, checkpoint: dict[str, Any]) -> None:
+        """Take over from a checkpoint what the loop itself keeps beside objective, optimiser and position."""
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.guard.load_state(checkpoint.get("guard", {}))
 
     def fit(self, progress: Progress) -> None:
         """Train to the end.
@@ -120,10 +112,10 @@ class Trainer:
         TooManySkippedError
             When more files cannot be read than the run allows.
         TrainingError
-            When the loss is not finite.
+            When the loss is not finite, as `train.nonfinite` says, and when memory runs out.
         """
         self.objective.train()
-        with self._stop.listening():
+        with self._stop.listening(), explained_shortage(self):
             for last, agreed in self._steps():
                 if self.position.batch == 0:
                     self._begin_epoch(self.position.epoch, progress)
@@ -131,8 +123,8 @@ class Trainer:
                 self._advance(last)
                 self._report(progress)
                 self._maybe_save(agreed)
-        self._write_log()
-        self.save(self)
+            self._write_log()
+            self.watchers.finish_writing()
 
     def _steps(self) -> Iterator[tuple[ClipBatch, Agreement]]:
         """The last batch of each step and what processes agreed on for it; counts the time spent waiting."""
@@ -141,9 +133,8 @@ class Trainer:
             agreed = agree(
                 parts, stop=self._stop.number, save=self._save_is_due, fill=self._warms_up(parts[0].epoch)
             )
-            self._window_wait += time.monotonic() - waiting_since
-            for failure, epoch in agreed.failures if self.log is not None else ():
-                self.ledger.add(failure, epoch)
+            self.meter.waited(time.monotonic() - waiting_since)
+            self.watchers.count_failures(agreed)
             yield parts[-1], agreed
             waiting_since = time.monotonic()
 
@@ -171,17 +162,16 @@ class Trainer:
             epoch - self.settings.warmup_epochs,
             progress=lambda done, total: progress.update(step, mining=f"{done / total:.0%}"),
         )
-        if numbers and self.log is not None:
-            self.log.write(step, epoch, numbers)
-        cma = find_cma(self.objective)
-        if numbers and cma is not None and self.after_mining is not None:
-            self.after_mining(cma, epoch, step)
+        if numbers:
+            self.watchers.mined(self.objective, step, epoch, numbers)
 
     def _seed_step(self, salt: int = 0) -> torch.Generator:
         """Seed all random numbers of this step; returns a generator for this process's augmentation."""
         entropy = (self.settings.seed, self.position.step, salt)
-        words = np.random.SeedSequence(entropy).generate_state(2)
+        words = np.random.SeedSequence(entropy).generate_state(4)
         torch.manual_seed(int(words[0]))
+        random.seed(int(words[2]))  # for objectives and encoders from elsewhere
+        np.random.seed(int(words[3]))  # noqa: NPY002
         if dist.rank() > 0:
             words = np.random.SeedSequence(entropy, spawn_key=(dist.rank(),)).generate_state(2)
         return torch.Generator().manual_seed(int(words[1]))
@@ -189,11 +179,14 @@ class Trainer:
     def _step(self, agreed: Agreement) -> None:
         """One optimiser step; each part's loss is weighted by its share of the clips."""
         generator = self._seed_step()
-        done_steps = max(0, self.position.step - self.settings.warmup_steps)
+        done_steps = self.settings.steps_done(self.position)
         self.objective.set_progress(done_steps, self.settings.epochs * self.settings.steps_per_epoch)
-        set_learning_rate(self.optimizer, self.rate(done_steps / self.settings.steps_per_epoch))
+        rate = self.rate(done_steps / self.settings.steps_per_epoch)
+        set_learning_rate(self.optimizer, rate * self.guard.rate_factor)
+        self.guard.begin()
         warming_up = self._warms_up(self.position.epoch)
         total = sum(len(part) for part in agreed.parts)
+        logged: list[dict[str, Tensor]] = []
         for number, part in enumerate(agreed.parts, start=1):
             part = part.to(self.device, non_blocking=True)
             views = self.views(part.frames, part.waveform, part.index, generator, part.sounding)
@@ -204,12 +197,12 @@ class Trainer:
                         continue
                     out = self.model(views)
                 self.scaler.scale(out["loss"] * (len(part) / total)).backward()
-            self.means.add(out)
+            rows = agreed.parts[number - 1].index
+            self.guard.saw(self.position.step + 1, self.position.epoch, out["loss"], rows)
+            logged.append(out)
         if agreed.parts and not warming_up:
-            self._update()
-        self._window_clips += agreed.clips
-        self._window_mute += agreed.mute
-        self._window_surplus += agreed.surplus
+            self._update(logged)
+        self.meter.add_clips(agreed)
 
     def _autocast(self) -> torch.autocast:
         precision = self.settings.precision
@@ -221,16 +214,36 @@ class Trainer:
             return self.model.no_sync()
         return nullcontext()
 
-    def _update(self) -> None:
+    def _update(self, logged: list[dict[str, Tensor]]) -> None:
+        """Move the parameters, unless the step must be taken back; then as if it had never been."""
         self.objective.before_step()
-        if self.settings.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip_grad_norm)
-            self.means.add({"grad_norm": norm.full_tensor() if isinstance(norm, DTensor) else norm})
+        norm = self._gradient_norm()
+        # Gradients scaled for float16 overflow now and then; the scaler leaves out such steps by itself.
+        if self.guard.spoils(self.position.step + 1, None if self.scaler.is_enabled() else norm):
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            return
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step()
+        for numbers in logged:
+            self.meter.add(numbers)
+        if norm is not None:
+            self.meter.add({"grad_norm": norm})
+
+    def _gradient_norm(self) -> Tensor | None:
+        """Norm of the whole gradient, which is clipped if so asked; None in steps that nobody asks it of."""
+        limit = self.settings.clip_grad_norm
+        is_logged = (self.position.step + 1) % self.settings.log_every == 0
+        if limit is None and not is_logged and self.guard.policy == "stop":
+            return None
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.objective.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _advance(self, last: ClipBatch) -> None:
         self.position.step += 1
@@ -241,8 +254,6 @@ class Trainer:
     def _report(self, progress: Progress) -> None:
         if self.position.step % self.settings.log_every == 0:
             numbers = self._write_log()
-            if self.log is not None:
-                self.ledger.check(self.settings.max_skipped, self.settings.num_rows)
             fields: dict[str, Any] = (
                 {"loss": numbers["loss"]} if "loss" in numbers else {"memory": "warms up"}
             )
@@ -251,36 +262,11 @@ class Trainer:
 
     def _write_log(self) -> dict[str, float]:
         """Write the means since the last line; raises on a loss that is not finite."""
-        seconds = max(time.monotonic() - self._window_start, 1e-9)
-        numbers = self.means.read() | {
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "clips_per_second": self._window_clips / seconds,
-            "data_wait_share": self._window_wait / seconds,
-        }
-        if self._window_mute and self.views.spectrogram is not None:
-            numbers["video_only_share"] = self._window_mute / self._window_clips
-        if dist.world_size() > 1:
-            numbers["surplus_clips"] = float(self._window_surplus)
-        if "loss" in numbers and self.log is not None:
-            self.log.write(self.position.step, self.position.epoch, numbers)
-        if not np.isfinite(numbers.get("loss", 0.0)):
-            raise TrainingError(
-                f"the loss became {numbers['loss']} by step {self.position.step}; lower optim.lr, set "
-                "optim.clip_grad_norm, or use train.precision=float32"
-            )
-        self._warn_of_collapse(numbers)
-        self._window_start = time.monotonic()
-        self._window_clips, self._window_mute, self._window_surplus, self._window_wait = 0, 0, 0, 0.0
+        self.guard.check()
+        numbers = self.meter.read(hears=self.views.spectrogram is not None)
+        numbers |= {"lr": self.optimizer.param_groups[0]["lr"]}
+        self.watchers.logged(self, numbers)
         return numbers
-
-    def _warn_of_collapse(self, numbers: dict[str, float]) -> None:
-        """Say each sign of a collapse once, the first time it shows."""
-        done = self.objective.done_steps / max(1, self.objective.total_steps)
-        for sentence in collapse_signs(numbers, done):
-            sign = sentence.partition(" ")[0]
-            if sign not in self._warned:
-                self._warned.add(sign)
-                self.say(f"warning: step {self.position.step}: {sentence}")
 
     @property
     def _save_is_due(self) -> bool:
@@ -288,13 +274,17 @@ class Trainer:
 
     def _maybe_save(self, agreed: Agreement) -> None:
         """Save after an epoch and now and then; save and stop if that was asked for."""
+        self.watchers.check_writing()
         stop, due = agreed.stop, agreed.save
         if dist.world_size() == 1:  # nobody to agree with: what came up during the step counts at once
             stop, due = self._stop.number, self._save_is_due
         if self.position.batch == 0 or due or stop:
-            self.save(self)
+            self.guard.check()
+            self.guard.check_weights(self.objective, self.position.step)
+            self.watchers.save(self)
             self._last_save = time.monotonic()
         if stop:
+            self.watchers.finish_writing()
             raise Interrupted(
                 f"stopped by {signal.Signals(stop).name} after step {self.position.step}; the checkpoint is "
                 "written: give the same command again to resume",
