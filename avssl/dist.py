@@ -74,7 +74,9 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or not all(name in os.environ for name in _LAUNCHED):
         yield
         return
-    store, own, size = next(torch_dist.rendezvous("env://"))
+    shared, own, size = next(torch_dist.rendezvous("env://"))
+    # torchrun keeps its store when it starts the processes again: with the addresses of those that are gone.
+    store = torch_dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch_dist.init_process_group(backend, store=store, rank=own, world_size=size)
     _patient_group = torch_dist.new_group(backend="gloo", timeout=_PATIENCE)

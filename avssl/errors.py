@@ -29,6 +29,10 @@ class CheckpointError(AvsslError):
     """A checkpoint that is missing, damaged or belongs to another run."""
 
 
+class DataGoneError(AvsslError):
+    """The folder of the data is missing or empty: none of the samples is to blame."""
+
+
 class EvaluationError(AvsslError):
     """Features or labels from which the requested number cannot be computed."""
 

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from avssl.build import Config, build_encoders, build_specs, build_views
 from avssl.config import config_from_dict
-from avssl.data import EvalDataset, Failure, Manifest, make_loader, ordered_batches
+from avssl.data import (
+    AudioSpec,
+    ClipBatch,
+    EvalDataset,
+    Failure,
+    Manifest,
+    VideoSpec,
+    make_loader,
+    ordered_batches,
+)
 from avssl.decode import open_reader
 from avssl.errors import EvaluationError
 from avssl.models import DualEncoder, VisualEncoder
@@ -59,7 +68,7 @@ def load_encoders(
     return encoders, config
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract_features(
     encoders: DualEncoder | VisualEncoder,
     config: Config,
@@ -69,9 +78,14 @@ def extract_features(
     batch_size: int = 32,
     num_workers: int = 1,
     device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """Run both encoders over evenly spaced clips of every sample.
+
+    Processes that hold parts of one network wait for each other in every pass through it: each may extract
+    samples of its own, if all have equally many. There is one pass a batch, also when nothing of it could be
+    read.
 
     Parameters
     ----------
@@ -85,6 +99,8 @@ def extract_features(
         Clips a sample.
     batch_size, num_workers, device
         How to work; they do not change the result beyond rounding.
+    precision : torch.dtype
+        Of the networks' passes; features are float32 at any.
     progress : callable, optional
         Called as ``progress(clips done, clips in all)``.
 
@@ -95,19 +111,21 @@ def extract_features(
     """
     video, audio = build_specs(config)
     dataset = EvalDataset(manifest, open_reader(config.data.decoder), video, audio, num_clips=num_clips)
-    loader = make_loader(
-        dataset, ordered_batches(len(manifest), batch_size, num_clips), num_workers=num_workers
-    )
+    batches = ordered_batches(len(manifest), batch_size, num_clips)
+    stall_seconds = config.data.stall_seconds
+    loader = make_loader(dataset, batches, num_workers=num_workers, stall_seconds=stall_seconds)
     encoders = encoders.to(device).eval()
     views = build_views(config, train=False).to(device)
     parts: list[tuple[Tensor, ...]] = []
     failures: list[Failure] = []
     for number, batch in enumerate(loader):
         failures += batch.failures
+        moved = (batch if len(batch) else _blank(video, audio)).to(device)
+        view = views(moved.frames, moved.waveform, moved.index)
+        with torch.autocast(moved.index.device.type, precision, enabled=precision != torch.float32):
+            encoded = _encode(encoders, view)
         if len(batch):
-            moved = batch.to(device)
-            view = views(moved.frames, moved.waveform, moved.index)
-            parts.append((batch.index, *_encode(encoders, view)))
+            parts.append((batch.index, *encoded))
         if progress is not None:
             done = min((number + 1) * batch_size, len(manifest) * num_clips)
             progress(done, len(manifest) * num_clips)
@@ -117,6 +135,14 @@ def extract_features(
             f"{failures[0].stage}: {failures[0].reason}"
         )
     return _average(parts, failures)
+
+
+def _blank(video: VideoSpec, audio: AudioSpec | None) -> ClipBatch:
+    """A batch of one clip that is black and silent."""
+    side = video.short_side or 2
+    frames = torch.zeros(video.num_frames, side, side, 3, dtype=torch.uint8)
+    samples = 0 if audio is None else audio.window(0.0).num_samples
+    return ClipBatch([frames], torch.zeros(1, 1, samples) if samples else None, torch.zeros(1).long())
 
 
 def _encode(encoders: DualEncoder | VisualEncoder, view: Views) -> tuple[Tensor, ...]:

@@ -267,7 +267,8 @@ def _waveforms(
     batches = [BatchKey(0, i, tuple(keys[start : start + BATCH_SIZE])) for i, start in enumerate(starts)]
     workers = share_cores(config, torch.device("cpu"))
     done = 0
-    for batch in make_loader(dataset, batches, num_workers=workers):
+    stall_seconds = config.data.stall_seconds
+    for batch in make_loader(dataset, batches, num_workers=workers, stall_seconds=stall_seconds):
         skipped += batch.failures
         done += len(batch) + len(batch.failures)
         if progress is not None:

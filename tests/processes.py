@@ -83,9 +83,10 @@ def run_two(script_text: str, folder: Path, beside: str, processes: int = 2) -> 
     return folder
 
 
-def start_torchrun(*arguments: object, processes: int = 2) -> subprocess.Popen[str]:
-    """Start ``torchrun --nproc-per-node PROCESSES arguments``, one thread each."""
+def start_torchrun(*arguments: object, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
+    """Start ``torchrun --nproc-per-node PROCESSES --max-restarts RESTARTS arguments``, one thread each."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    torchrun.append(f"--max-restarts={restarts}")
     return subprocess.Popen(
         [sys.executable, *torchrun, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},

@@ -37,6 +37,7 @@ COMMANDS = {
     "pretrain": LazyCommand("avssl.cli.pretrain:pretrain", "Train encoders without labels."),
     "launch": LazyCommand("avssl.cli.launch:launch", "Train as a job: on SLURM, or here in the background."),
     "runs": LazyCommand("avssl.cli.runs:runs", "List runs and how far they are; compare some."),
+    "report": LazyCommand("avssl.cli.report:report", "Write the page of a run, also while it trains."),
     "evaluate": LazyCommand(
         "avssl.cli.evaluate:evaluate", "Measure a checkpoint: kNN, linear probe, retrieval."
     ),

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import Dataset
 
 from avssl.data.manifest import Manifest
-from avssl.data.remote import CannotFetchError, local_copy
+from avssl.data.presence import common_folder, require_folder
+from avssl.data.remote import CannotFetchError, is_url, local_copy
 from avssl.data.sampling import AudioSpec, VideoSpec, Windows, clip_windows, eval_windows
 from avssl.data.tables import Sample
 from avssl.errors import DecodeError, ManifestError
@@ -19,6 +20,14 @@ from avssl.types import AudioWindow, Clip, ClipReader, VideoWindow
 
 SILENCE_DB = -80.0
 """A waveform whose peak lies below this level (dB relative to full scale) counts as silent."""
+
+
+NO_MEMORY = "there was no memory left to read the file"
+"""Reason of such a `Failure`."""
+
+MEMORY_SIGNS = ("MemoryError", "allocate memory", "allocate shared memory", "out of memory",
+                "not enough memory", "unable to mmap", "unable to resize file")  # fmt: skip
+"""How Python, torch and the system say that memory ran out; torch has no class of error for it."""
 
 
 class ClipKey(NamedTuple):
@@ -40,7 +49,8 @@ class Failure:
     id, path : str
         Id of the sample, absolute path of its file.
     stage : str
-        ``"open"``, ``"video"``, ``"audio"``, ``"silent"``, or ``"worker"``: the process that read it died.
+        ``"open"``, ``"video"``, ``"audio"``, ``"silent"``, or ``"worker"``: the process that read it died,
+        hung or had no memory left.
     reason : str
         What went wrong, in words.
     """
@@ -77,6 +87,8 @@ class ClipDataset(Dataset[Clip | Failure]):
     ------
     ManifestError
         When a sample was never probed, so that nobody knows how long it is.
+    DataGoneError
+        When a clip cannot be read because the folder of all files is missing or empty.
     """
 
     def __init__(
@@ -114,6 +126,7 @@ class ClipDataset(Dataset[Clip | Failure]):
         self.max_offset_seconds = max_offset_seconds
         self.silent = silent
         self.without_audio = without_audio
+        self._folder = common_folder(manifest)
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -148,7 +161,13 @@ class ClipDataset(Dataset[Clip | Failure]):
         except CannotFetchError as error:
             return failed("open", str(error))
         except DecodeError as error:
+            if not is_url(path):
+                require_folder(self._folder, self.manifest)
             return failed(error.stage, error.reason)
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            return failed("worker", NO_MEMORY)
         if is_mute and audio is not None and self.without_audio == "silence":
             clip = replace(
                 clip,
@@ -177,6 +196,11 @@ class ClipDataset(Dataset[Clip | Failure]):
         # Another process made room for its shard with ours, just before it was opened.
         source, sound = sample.sources(local_copy(path))
         return self.reader.read(source, video, audio, row=row, audio_source=sound)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in MEMORY_SIGNS)
 
 
 class EvalDataset(ClipDataset):

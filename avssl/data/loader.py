@@ -15,7 +15,8 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from avssl.data.dataset import ClipDataset, ClipKey
-from avssl.data.workers import Batches, BatchKey, ClipLoader
+from avssl.data.reading import Batches, BatchKey
+from avssl.data.workers import ClipLoader
 
 
 class EpochSampler(Sampler[BatchKey]):
@@ -201,12 +202,12 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     prefetch_factor: int = 4,
-    timeout_seconds: float = 0.0,
+    stall_seconds: float = 300.0,
 ) -> ClipLoader:
     """Loader of `ClipBatch`es in the order of the sampler; the same batches for any number of workers.
 
-    A worker that dies is replaced, and the sample it read is a `Failure`, see `avssl.data.workers`; without
-    workers a crash of a decoder ends this process.
+    A worker that dies or hangs is replaced, and the sample it read is a `Failure`, see `avssl.data.workers`;
+    without workers a crash of a decoder ends this process, and one that hangs is waited for.
 
     Parameters
     ----------
@@ -220,10 +221,11 @@ def make_loader(
         Put batches in page-locked memory, for copies to a GPU.
     prefetch_factor : int >= 1
         Batches each worker keeps ready.
-    timeout_seconds : float >= 0
-        With workers, the longest wait for a batch before the loader raises RuntimeError; 0 waits forever.
+    stall_seconds : float > 0
+        After so long a wait for a batch, a worker whose clip takes longer is ended. With none, or without
+        workers, it is said which clips are being read.
     """
     options: dict[str, Any] = {"pin_memory": pin_memory}
     if num_workers > 0:
-        options |= {"prefetch_factor": prefetch_factor, "timeout": timeout_seconds}
-    return ClipLoader(Batches(dataset, num_workers), sampler, num_workers, options)
+        options["prefetch_factor"] = prefetch_factor
+    return ClipLoader(Batches(dataset, num_workers), sampler, num_workers, stall_seconds, options)

@@ -87,7 +87,8 @@ class Manifest:
 
     def row(self, i: int) -> Sample:
         """Row `i`, counted from 0."""
-        return Sample(**{name: self.table[name][i].as_py() for name in self.table.column_names})
+        columns = zip(self.table.column_names, self.table.columns, strict=True)
+        return Sample(**{name: column[i].as_py() for name, column in columns})
 
     def path(self, i: int) -> str:
         """Absolute path of the file of row `i`, or its URL."""

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import shlex
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from avssl.report.charts import Series, format_number, line_chart
+from avssl.report.charts import format_number
+from avssl.report.curves import curves_of
 from avssl.report.gallery import MediaStore, gallery_sections
 from avssl.report.mining import mined_agreements
 from avssl.report.reading import Record, RunFolder, Stage, mapping, number, read_run
+from avssl.report.standing import last_written, state_of
 from avssl.report.tables import compare, left_out
-
-# Curves that share a chart: title and pattern of their names. Any other numeric key gets a chart of its own.
-LOSS_CHARTS = (("Loss", "loss"), ("Loss terms", "loss_.*"))
-OTHER_CHARTS = (
-    ("Mean norm of embeddings", "mean_norm.*"),
-    ("Log Z", "log_z.*"),
-    ("Learning rate", "lr"),
-    ("Share of time waiting for data", "data_wait_share"),
-    ("Clips a second", "clips_per_second"),
-)
-NOT_CURVES = {"step", "epoch"}
-# What mining.jsonl says too, which has a section of its own; parts of a joint objective put their name first.
-MINED = re.compile(r"positives/.*|(.*/)?(mining_.*|instances_with_positives)")
 
 
 def write_report(run_folder: str | Path, output: str | Path = "report.html") -> Path:
@@ -85,7 +72,7 @@ def _render(run: RunFolder) -> str:
         comparison=compare(run.results),
         train_size=number(run.results.get("train_size")),
         pool_size=number(run.results.get("pool_size")),
-        curves=[(stage.name, *_charts(stage)) for stage in run.stages],
+        curves=[curves_of(stage) for stage in run.stages],
         mined=[mined_agreements(stage) for stage in run.stages if stage.mining],
         left_out=left_out(run),
         sections=sections,
@@ -114,12 +101,43 @@ def _summary(run: RunFolder) -> str:
     devices = sorted({str(stage.run["device"]) for stage in run.stages if stage.run.get("device")})
     where = f" on {', '.join(devices)}" if devices else ""
     seconds = [_seconds(stage) for stage in run.stages]
-    going = [stage for stage, value in zip(run.stages, seconds, strict=True) if value is None]
-    if going:
-        sentences.append(f"Still going or interrupted{where}: {_names(going)}.")
+    if None in seconds:
+        sentences += [f"{stage.name} {_where_it_stands(stage)}" for stage in run.stages]
+        sentences += [f"Trained{where}."] if where else []
     else:
         sentences.append(f"Training took {_duration(sum(value or 0.0 for value in seconds))}{where}.")
     return " ".join(sentences)
+
+
+def _where_it_stands(stage: Stage) -> str:
+    """End of a sentence on a stage, some of which is not finished."""
+    at = _steps(stage)
+    done, total = _last_step(stage), number(stage.run.get("total_steps"))
+    if done is not None and total:
+        at += f" ({done / total:.0%})"
+    match _state(stage):
+        case "running":
+            return f"is running: step {at}."
+        case "silent":
+            return f"was running and then wrote nothing more: it was killed, or hangs. Last step: {at}."
+        case "stopped":
+            return f"was stopped: step {at}. The same command goes on with it."
+        case _:
+            return f"has come to step {at}."
+
+
+def _state(stage: Stage) -> str:
+    return state_of(stage.path, stage.run, time.time())
+
+
+def _last_step(stage: Stage) -> float | None:
+    return number(stage.metrics[-1]["step"]) if stage.metrics else None
+
+
+def _steps(stage: Stage) -> str:
+    """The last step in the log, of how many."""
+    done, total = _shown(_last_step(stage)), number(stage.run.get("total_steps"))
+    return done if total is None else f"{done} of {_shown(total)}"
 
 
 def _names(stages: Sequence[Stage]) -> str:
@@ -141,53 +159,20 @@ def _stage_row(stage: Stage) -> dict[str, str]:
     last = stage.metrics[-1] if stage.metrics else {}
     seconds = _seconds(stage)
     rows, used = number(manifest.get("rows")), number(manifest.get("used"))
+    written = last_written(stage.path)
     return {
         "Stage": stage.name,
-        "Last step": _shown(last.get("step")),
+        "State": _state(stage),
+        "Last written": f"{datetime.fromtimestamp(written):%Y-%m-%d %H:%M:%S}" if written else "–",
+        "Last step": _steps(stage),
         "Last epoch": _shown(last.get("epoch")),
-        "Last loss": _shown(last.get("loss")),
+        "Last loss": _shown(next((r["loss"] for r in reversed(stage.metrics) if "loss" in r), None)),
         "Samples used": "–" if rows is None or used is None else f"{_shown(used)} of {_shown(rows)}",
         "Manifest": _short_hash(manifest),
         "Skipped in training": str(len(stage.skipped)) if stage.skipped else "none recorded",
         "Device": str(stage.run.get("device") or "–"),
         "Time": "not finished" if seconds is None else _duration(seconds),
     }
-
-
-def _charts(stage: Stage) -> tuple[list[Markup], list[Markup]]:
-    """Charts of a stage: of its losses, and of everything else it logged."""
-    keys = list(dict.fromkeys(key for record in stage.metrics for key in record))
-    shown = NOT_CURVES | {key for key in keys if stage.mining and MINED.fullmatch(key)}
-    left = [key for key in keys if key not in shown and _series(stage, key).y]
-    loss = _take(stage, left, LOSS_CHARTS)
-    other = _take(stage, left, OTHER_CHARTS)
-    return loss, other + [_chart(stage, key.replace("_", " ").capitalize(), [key]) for key in left]
-
-
-def _take(stage: Stage, left: list[str], groups: Sequence[tuple[str, str]]) -> list[Markup]:
-    """One chart a group, of the keys that match its pattern; those are taken out of `left`."""
-    charts = []
-    for title, pattern in groups:
-        members = [key for key in left if re.fullmatch(pattern, key)]
-        left[:] = [key for key in left if key not in members]
-        if members:
-            charts.append(_chart(stage, title, members))
-    return charts
-
-
-def _chart(stage: Stage, title: str, keys: Sequence[str]) -> Markup:
-    return line_chart(title, [_series(stage, key) for key in keys])
-
-
-def _series(stage: Stage, key: str) -> Series:
-    """All logged values of a key. A log without a word for NaN writes null: that breaks the line too."""
-    pairs = [
-        (float(record["step"]), math.nan if record[key] is None else number(record[key]))
-        for record in stage.metrics
-        if key in record
-    ]
-    kept = [(step, value) for step, value in pairs if value is not None]
-    return Series(key, [step for step, _ in kept], [value for _, value in kept])
 
 
 def _versions(run: RunFolder) -> list[tuple[str, str]]:

@@ -29,8 +29,8 @@ class Stage:
 
     Parameters
     ----------
-    name : str
-        Name of its folder.
+    name, path : str, Path
+        Of its folder.
     metrics : list of dict
         One record a logged step, by rising step.
     mining : list of dict
@@ -44,6 +44,7 @@ class Stage:
     """
 
     name: str
+    path: Path
     metrics: list[Record]
     mining: list[Record]
     skipped: list[Record] | None
@@ -90,7 +91,7 @@ def read_run(folder: str | Path) -> RunFolder:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise AvsslError(f"{path} is no folder; a report needs the folder of a run; pass its `output` folder")
+        raise AvsslError(f"{path} is no folder; a report needs the folder of a run, such as runs/NAME")
     stage_folders = _stage_folders(path)
     if not stage_folders and not any((path / name).is_file() for name in RUN_FILES):
         raise AvsslError(
@@ -140,6 +141,7 @@ def _read_stage(path: Path, root: Path, problems: list[str]) -> Stage:
     skipped = path / "skipped.jsonl"
     return Stage(
         name=path.resolve().name,
+        path=path,
         metrics=_read_steps(path / "metrics.jsonl", root, problems),
         mining=_read_steps(path / "mining.jsonl", root, problems),
         skipped=list(_read_lines(skipped, root, problems)) if skipped.is_file() else None,

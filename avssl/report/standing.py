@@ -92,7 +92,7 @@ def read_standing(folder: Path, name: str, now: float | None = None) -> Standing
     return Standing(
         name=name,
         objective=_objective(run),
-        state=_state(folder, run.run, time.time() if now is None else now),
+        state=state_of(folder, run.run, time.time() if now is None else now),
         step=_whole(max(_numbers(lines, "step"), default=None)),
         total_steps=_whole(number(run.run.get("total_steps"))),
         loss=losses[-1] if losses else None,
@@ -105,7 +105,8 @@ def read_standing(folder: Path, name: str, now: float | None = None) -> Standing
     )
 
 
-def _state(folder: Path, record: Record, now: float) -> str:
+def state_of(folder: Path, record: Record, now: float) -> str:
+    """One of the states of a `Standing`, from the ``run.json`` of a folder and the times of its files."""
     status = record.get("status")
     if status in ("finished", "stopped"):
         return str(status)
@@ -113,8 +114,13 @@ def _state(folder: Path, record: Record, now: float) -> str:
         return "unknown"
     minutes = number(mapping(record.get("settings")).get("checkpoint_minutes"))
     patience = 2 * 60 * (DEFAULT_CHECKPOINT_MINUTES if minutes is None else minutes) + SLACK_SECONDS
-    files = [folder / file for file in SIGNS_OF_LIFE if (folder / file).is_file()]
-    return "silent" if now - max(file.stat().st_mtime for file in files) > patience else "running"
+    return "silent" if now - last_written(folder) > patience else "running"
+
+
+def last_written(folder: Path) -> float:
+    """When a run last wrote anything, in seconds since the epoch; 0 for nothing at all."""
+    files = (folder / file for file in SIGNS_OF_LIFE)
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
 
 
 def _objective(run: RunFolder) -> str | None:

@@ -27,6 +27,10 @@ class Meter:
         """Count time spent waiting for clips."""
         self._wait_seconds += seconds
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave time that was spent on something else out of clips a second and of shares."""
+        self._began += seconds
+
     def add_clips(self, agreed: Agreement) -> None:
         """Count the clips of a step, of all processes."""
         self._clips += agreed.clips

@@ -30,6 +30,7 @@ class LoopSettings:
     precision: torch.dtype = torch.float32
     clip_grad_norm: float | None = None
     log_every: int = 10
+    held_out_every: int = 0
     checkpoint_seconds: float = 600.0
 
     def batches(self, epoch: int) -> int:

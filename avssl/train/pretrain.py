@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from avssl.objectives import Objective
 from avssl.optim import learning_rate_factor
 from avssl.statistics import resolve_statistics
 from avssl.train.checkpoints import CheckpointWriter, Keeping, newest_whole
+from avssl.train.held_out import HeldOut, find_held_out
 from avssl.train.log import MetricsLog
 from avssl.train.loss_guard import LossGuard
 from avssl.train.mining_log import MiningObserver
@@ -131,9 +132,14 @@ def _train(
             _sampler(config, manifest, position),
             num_workers=workers,
             pin_memory=device.type == "cuda",
+            stall_seconds=config.data.stall_seconds,
         )
         steps = position.step, position.step + settings.steps_after(position)
-        with _watched(config, folder, manifest, whole, objective, device, command, say, *steps) as watchers:
+        held_out = None
+        if config.train.held_out_every:
+            held_out = HeldOut(config, whole, device, workers, settings.precision)
+        watched = _watched(config, folder, manifest, whole, objective, held_out, device, command, say, *steps)
+        with watched as watchers:
             views = build_views(config, train=True).to(device)
             model = replicate(objective, config)
             trainer = Trainer(
@@ -172,6 +178,8 @@ def _prepare(
     manifest = heard = _select(whole, config)
     if config.data.without_audio == "video_only":
         heard = manifest.select(need_video=True, need_audio=True)  # raises if no file at all has sound
+    if config.train.held_out_every:
+        find_held_out(config, whole)
     config = resolve_statistics(config, heard, folder, start_progress)
     saved = folder / "manifest.parquet"
     notices: list[str | None] = []
@@ -206,6 +214,7 @@ def _watched(
     manifest: Manifest,
     whole: Manifest,
     objective: Objective,
+    held_out: HeldOut | None,
     device: torch.device,
     command: str,
     say: Callable[[str], None],
@@ -222,7 +231,8 @@ def _watched(
         if first:
             record = partial(write_record, folder, config, manifest, whole, device, command, total_steps)
             stack.enter_context(_recorded(folder, resuming, record))
-            log = stack.enter_context(closing(MetricsLog(folder, step)))
+            log = MetricsLog(folder, step, config.run.wandb, config_to_dict(config), say)
+            stack.push(partial(_close, log))
         writer = CheckpointWriter(folder, keeping, step if resuming else None) if first else None
         watchers = Watchers(
             LossGuard(train.nonfinite, objective, partial(_names, manifest), folder),
@@ -232,12 +242,18 @@ def _watched(
             {"config": config_to_dict(config), "manifest_hash": manifest.hash},
             config.data.max_skipped,
             len(manifest),
+            train.keep_best,
+            held_out,
             MiningObserver(log, step, manifest.label_indices()),
             say,
         )
         if writer is not None:
             stack.callback(writer.finish)  # what is being written when an error ends the training is not lost
         yield watchers
+
+
+def _close(log: MetricsLog, kind: type[BaseException] | None, *_: object) -> None:
+    log.close(finished=kind is None)
 
 
 @contextmanager
@@ -323,5 +339,6 @@ def _loop_settings(config: Config, sampler: RunSampler, device: torch.device) ->
         precision=_precision(config, device),
         clip_grad_norm=config.optim.clip_grad_norm,
         log_every=config.train.log_every,
+        held_out_every=config.train.held_out_every,
         checkpoint_seconds=60 * config.train.checkpoint_minutes,
     )

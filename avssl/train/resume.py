@@ -23,9 +23,12 @@ try:
 except ImportError:  # there are no such locks on Windows
     fcntl = None  # type: ignore[assignment]
 
-FREE_TO_CHANGE = ("run.", "data.num_workers", "data.max_skipped", "data.root", "data.manifest",
-                  "train.device", "train.threads", "train.sharding", "train.log_every",
-                  "train.checkpoint_minutes", "train.keep_", "train.nonfinite")  # fmt: skip
+FREE_TO_CHANGE = (
+    "run.", "data.num_workers", "data.max_skipped", "data.root", "data.manifest", "data.held_out",
+    "data.stall_seconds", "train.device", "train.threads", "train.sharding", "train.compile",
+    "train.channels_last", "train.log_every", "train.checkpoint_minutes", "train.keep_", "train.nonfinite",
+    "train.held_out_every",
+)  # fmt: skip
 """Keys that may differ when a run is resumed; what the data are is checked by the manifest's hash."""
 
 
@@ -45,8 +48,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         return
     with (folder / ".lock").open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock: the loader's workers would inherit that, and they outlive a killed training.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             raise CheckpointError(
                 f"{folder}: is being trained by another process ({file.read().strip()}); wait for it, stop "
@@ -144,8 +148,8 @@ def carry_over(objective: Objective, checkpoint: dict[str, Any], same_data: bool
         objective.start_from(state)
     except (RuntimeError, KeyError, IndexError) as error:
         raise CheckpointError(
-            f"run {name}: its checkpoint does not fit this recipe: {' '.join(str(error).split())[:300]}; what "
-            "the model and the objective are made of cannot change; begin a run of another name with "
+            f"run {name}: its checkpoint does not fit this recipe: {' '.join(str(error).split())[:300]}; "
+            "what the model and the objective are made of cannot change; begin a run of another name with "
             "run.start_from"
         ) from error
 

@@ -15,12 +15,20 @@ from avssl.data.remote import is_url
 from avssl.errors import CheckpointError, ConfigError
 from avssl.memory import instance_keys
 from avssl.objectives import Joint, Objective, find_cma
+from avssl.train.log import check_wandb
 from avssl.train.resume import carry_over
 from avssl.weights import find_weights, read_checkpoint
 
 
 def check_recipe(config: Config) -> None:
     """Raise for what is wrong with a recipe whatever the data are, before anything long begins."""
+    check_wandb(config.run.wandb)
+    best = config.train.keep_best
+    if best is not None and best.startswith("held_out_") and not config.train.held_out_every:
+        raise ConfigError(
+            f"train.keep_best is {best!r}, but nothing is measured on held-out data; set "
+            "train.held_out_every, the steps between two measurements"
+        )
     if config.run.start_from is not None:
         find_weights(config.run.start_from)
     learning_rate(config.optim, config.train.batch_size)

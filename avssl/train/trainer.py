@@ -27,6 +27,7 @@ from avssl.errors import Interrupted
 from avssl.objectives import Objective
 from avssl.optim import set_learning_rate
 from avssl.train.lockstep import Agreement, agree
+from avssl.train.log import peak_memory
 from avssl.train.meter import Meter
 from avssl.train.position import LoopSettings, Position
 from avssl.train.sharding import whole
@@ -113,6 +114,8 @@ class Trainer:
             When more files cannot be read than the run allows.
         TrainingError
             When the loss is not finite, as `train.nonfinite` says, and when memory runs out.
+        WorkerError, DataGoneError
+            When processes that read die again and again, and when the folder of the data has vanished.
         """
         self.objective.train()
         with self._stop.listening(), explained_shortage(self):
@@ -122,7 +125,7 @@ class Trainer:
                 self._step(agreed)
                 self._advance(last)
                 self._report(progress)
-                self._maybe_save(agreed)
+                self._maybe_save(agreed, deserved=self._measure(progress))
             self._write_log()
             self.watchers.finish_writing()
 
@@ -264,7 +267,7 @@ class Trainer:
         """Write the means since the last line; raises on a loss that is not finite."""
         self.guard.check()
         numbers = self.meter.read(hears=self.views.spectrogram is not None)
-        numbers |= {"lr": self.optimizer.param_groups[0]["lr"]}
+        numbers |= {"lr": self.optimizer.param_groups[0]["lr"], **peak_memory(self.device)}
         self.watchers.logged(self, numbers)
         return numbers
 
@@ -272,13 +275,23 @@ class Trainer:
     def _save_is_due(self) -> bool:
         return time.monotonic() - self._last_save > self.settings.checkpoint_seconds
 
-    def _maybe_save(self, agreed: Agreement) -> None:
+    def _measure(self, progress: Progress) -> bool:
+        """Measure the encoders on held-out data when it is time; whether that deserves a checkpoint."""
+        every = self.settings.held_out_every
+        if not every or self.position.step % every or self._warms_up(self.position.epoch):
+            return False
+        began = time.monotonic()
+        deserved = self.watchers.measure(self, progress)
+        self.meter.leave_out(time.monotonic() - began)
+        return deserved
+
+    def _maybe_save(self, agreed: Agreement, deserved: bool) -> None:
         """Save after an epoch and now and then; save and stop if that was asked for."""
         self.watchers.check_writing()
         stop, due = agreed.stop, agreed.save
         if dist.world_size() == 1:  # nobody to agree with: what came up during the step counts at once
             stop, due = self._stop.number, self._save_is_due
-        if self.position.batch == 0 or due or stop:
+        if self.position.batch == 0 or due or deserved or stop:
             self.guard.check()
             self.guard.check_weights(self.objective, self.position.step)
             self.watchers.save(self)

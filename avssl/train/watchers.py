@@ -13,9 +13,11 @@ from avssl import dist
 from avssl.data import SkipLedger
 from avssl.objectives import Objective, collapse_signs, find_cma
 from avssl.train.checkpoints import CheckpointWriter
+from avssl.train.held_out import HeldOut
 from avssl.train.lockstep import Agreement
 from avssl.train.log import MetricsLog
 from avssl.train.loss_guard import LossGuard
+from avssl.types import Progress
 
 if TYPE_CHECKING:
     from avssl.train.trainer import Trainer
@@ -41,6 +43,10 @@ class Watchers:
         Share of the files that may be unreadable.
     num_rows : int >= 1
         How many files there are.
+    keep_best : str, optional
+        Name of the number by which the best checkpoint is told.
+    held_out : HeldOut, optional
+        Measures the encoders on data they are not trained on.
     after_mining : callable, optional
         Called as ``after_mining(objective, epoch, step)`` when an objective has mined positives anew.
     say : callable
@@ -54,6 +60,8 @@ class Watchers:
     facts: dict[str, Any]
     max_skipped: float
     num_rows: int
+    keep_best: str | None = None
+    held_out: HeldOut | None = None
     after_mining: Callable[[Any, int, int], object] | None = None
     say: Callable[[str], None] = lambda line: None
     latest: dict[str, float] = field(default_factory=dict)
@@ -82,17 +90,35 @@ class Watchers:
             self._write(step, trainer.position.epoch, numbers)
         if self.log is not None:
             self.ledger.check(self.max_skipped, self.num_rows)
+        best = self.keep_best or ""
+        if "loss" in numbers and best not in self.latest and not best.startswith("held_out_") and best:
+            names = ", ".join(sorted(numbers))
+            self._warn_once("keep_best", f"train.keep_best is {best!r}, but the log has {names}")
         done = trainer.objective.done_steps / max(1, trainer.objective.total_steps)
         for sentence in collapse_signs(numbers, done):
-            sign = sentence.partition(" ")[0]
-            if sign not in self._warned:
-                self._warned.add(sign)
-                self.say(f"warning: step {step}: {sentence}")
+            self._warn_once(sentence.partition(" ")[0], f"step {step}: {sentence}")
+
+    def _warn_once(self, about: str, sentence: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            self.say(f"warning: {sentence}")
 
     def _write(self, step: int, epoch: int, numbers: dict[str, float]) -> None:
         self.latest |= numbers
         if self.log is not None:
             self.log.write(step, epoch, numbers)
+
+    def measure(self, trainer: Trainer, progress: Progress) -> bool:
+        """Measure the encoders on held-out data; whether this state deserves a checkpoint for it."""
+        if self.held_out is None:
+            return False
+        position = trainer.position
+        numbers = self.held_out.numbers(
+            trainer.objective,
+            lambda done, total: progress.update(position.step, held_out=f"{done / total:.0%}"),
+        )
+        self._write(position.step, position.epoch, numbers)
+        return self.keep_best in numbers
 
     def save(self, trainer: Trainer) -> None:
         """Begin to write a checkpoint; raises what went wrong with the one before."""

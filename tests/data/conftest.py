@@ -57,11 +57,11 @@ def reader() -> FakeReader:
 
 @pytest.fixture
 def manifest() -> Manifest:
-    """Ten samples of ten seconds in two classes; row 3 is broken, row 5 is silent."""
+    """Ten samples of ten seconds in two classes; row 3 is broken, row 5 is silent. Their folder exists."""
     special = {3: "_broken", 5: "_silent"}
     names = [f"clip{i}{special.get(i, '')}.mp4" for i in range(10)]
     samples = [
         Sample(name, name, 0.0, 10.0, label="ab"[i % 2], duration_seconds=10.0, fps=25.0, width=8, height=6)
         for i, name in enumerate(names)
     ]
-    return Manifest.from_samples(samples, "/media")
+    return Manifest.from_samples(samples, Path(__file__).parent)

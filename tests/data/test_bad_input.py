@@ -256,7 +256,7 @@ def test_a_death_does_not_raise_in_the_middle_of_the_training(manifest, reader) 
 
 
 def test_workers_that_die_whatever_they_read_end_the_run_with_a_remedy(manifest, reader, monkeypatch) -> None:
-    monkeypatch.setattr("avssl.data.workers.collate", lambda *args: os.kill(os.getpid(), signal.SIGBUS))
+    monkeypatch.setattr("avssl.data.reading.collate", lambda *args: os.kill(os.getpid(), signal.SIGBUS))
     dataset = ClipDataset(manifest, reader, VIDEO, AUDIO)
     with pytest.raises(WorkerError, match=r"5 times in a row .* free memory and space in /dev/shm"):
         list(make_loader(dataset, RunSampler(10, 4, seed=0, epochs=1), num_workers=1))

@@ -25,14 +25,14 @@ def test_clip_has_the_windows_of_its_key(manifest, reader) -> None:
     )
     assert isinstance(clip, Clip)
     assert clip.row == 6
-    assert reader.calls == [("/media/clip6.mp4", *expected)]
+    assert reader.calls == [(manifest.path(6), *expected)]
     assert len(dataset) == 10
 
 
 def test_undecodable_file_is_a_failure_of_that_file(manifest, reader) -> None:
     dataset = ClipDataset(manifest, reader, VIDEO, AUDIO)
     assert dataset[ClipKey(0, 3)] == Failure(
-        3, "clip3_broken.mp4", "/media/clip3_broken.mp4", "video", "no frame can be decoded"
+        3, "clip3_broken.mp4", str(manifest.root / "clip3_broken.mp4"), "video", "no frame can be decoded"
     )
     assert len(reader.calls) == 1
 

@@ -56,7 +56,7 @@ def test_workers_read_real_files_and_failures_reach_the_ledger(folder: Path, tmp
     try:
         dataset = ClipDataset(manifest, open_reader(), VIDEO, AUDIO)
         batches = list(
-            make_loader(dataset, RunSampler(4, 4, seed=0, epochs=2), num_workers=1, timeout_seconds=60)
+            make_loader(dataset, RunSampler(4, 4, seed=0, epochs=2), num_workers=1, stall_seconds=60)
         )
     finally:
         (folder / "cat" / "moved.mkv").rename(folder / "cat" / "c.mkv")
@@ -74,7 +74,7 @@ def test_workers_that_start_after_cuda_read_the_same(folder: Path, monkeypatch: 
     sampler = RunSampler(4, 4, seed=0, epochs=1)
     [here] = make_loader(dataset, sampler)
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    [there] = make_loader(dataset, sampler, num_workers=1, timeout_seconds=120)
+    [there] = make_loader(dataset, sampler, num_workers=1, stall_seconds=120)
     assert there.index.tolist() == here.index.tolist()
     assert there.failures == here.failures
     assert all((a == b).all() for a, b in zip(there.frames, here.frames, strict=True))

@@ -94,3 +94,37 @@ def test_an_error_ends_all_processes_and_is_said_once(folder, tmp_path, extra, m
     (damaged / "corrupt.mp4").write_bytes(b"no video " * 300)
     (line,) = said(start_torchrun(*command(damaged, tmp_path, extra)))
     assert message in line
+
+
+def test_torchrun_starts_a_run_again_whose_process_was_killed(folder, tmp_path):
+    alone = start_torchrun(*command(folder, tmp_path, "run.name=whole"))
+    _, errors = alone.communicate()
+    assert alone.returncode == 0, errors
+    begun_before = tmp_path / "cut"
+    begun_before.mkdir()
+    (begun_before / "notes.txt").write_text("of an earlier run")
+    process = start_torchrun(*command(folder, tmp_path, "run.name=cut", "--restart"), restarts=2)
+    for step in (4, 9):
+        wait_for_step(process, begun_before, step)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        wait_for_death(workers)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
+    assert (tmp_path / "cut.old1" / "notes.txt").exists()  # --restart counted once, not at each new start
+    assert not (tmp_path / "cut.old2").exists()
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    for one, other in zip(*lines, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+def wait_for_death(workers):
+    for _ in range(600):
+        if not any(Path(f"/proc/{worker}").exists() for worker in workers):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the processes did not end within a minute")

@@ -26,6 +26,8 @@ def test_browser_shows_the_table_and_the_curves(opened):
     assert page.locator("#comparison tbody tr").count() == 4
     assert page.locator("#comparison strong").first.is_visible()
     assert page.locator("#losses figure svg polyline").count() == 6
+    assert page.locator("#held-out figure svg").locator("visible=true").count() >= 3
+    assert page.locator("#held-out figure svg polyline").count() == 6
     box = page.locator("#losses figure > svg").first.bounding_box()
     assert box["width"] > 250
     assert box["height"] > 120

@@ -1,7 +1,10 @@
 """The page of a run: complete, self-contained, honest about what is missing, safe against its content."""
 
 import json
+import os
 import shutil
+import time
+from datetime import datetime
 from html.parser import HTMLParser
 
 import pytest
@@ -15,6 +18,7 @@ VOID = {"meta", "br", "link", "img", "input", "hr"}
 SECTIONS = (
     "What was run",
     "Comparison",
+    "Held-out data",
     "Losses",
     "Other curves",
     "Mined agreements",
@@ -188,9 +192,67 @@ def test_curves_have_a_chart_a_stage_and_family(page):
         "Similarity of video",
         "Similarity of audio",
     ]
-    assert titles == 2 * ["Loss", "Loss terms"] + 2 * others + mined
+    held_out = ["kNN accuracy", "Retrieval: R@1", "Samples held out"]
+    assert titles == held_out + 2 * ["Loss", "Loss terms"] + 2 * others + mined
     legends = [entry["text"].split()[0] for entry in page.all("li") if entry["text"].startswith("loss")]
     assert legends == 2 * ["loss", "loss_v2a", "loss_a2v"]
+
+
+def test_held_out_data_have_a_section_of_their_own(page):
+    text = page.section("held-out")
+    entries = [entry["text"] for entry in page.all("li") if entry["text"].startswith("held_out_")]
+    assert entries == [
+        "held_out_knn_video 0.4801",
+        "held_out_knn_audio 0.6908",
+        "held_out_a2v_r1 0.2608",
+        "held_out_v2a_r1 0.2175",
+        "held_out_pool 200",
+        "held_out_skipped 3",
+    ]
+    assert "Not drawn: 1 without a finite value." in text
+    assert "Nothing was measured on held-out data while training; train.held_out_every=STEPS does." in text
+    (row,) = page.rows("avid")
+    assert "1.092" in row  # the last loss, though the last line has none
+
+
+def test_curves_of_a_joint_objective_share_charts_with_their_kind(run):
+    names = [
+        "loss", "avid/loss", "avid/loss_cross", "swav/loss", "avid/spread_video", "swav/spread",
+        "swav/loss_over_ln_k", "avid/effective_rank_audio", "swav/prototypes_used", "grad_norm", "memory_gb",
+        "swav/temperature",
+    ]  # fmt: skip
+    write_lines(run / "metrics.jsonl", [{"step": 1, **dict.fromkeys(names, 0.5)}])
+    page = _write(run, "report.html")
+    titles = [caption["text"] for caption in page.all("figcaption")]
+    assert titles == [
+        "Loss", "Loss terms", "Spread of embeddings", "Effective rank of embeddings",
+        "Share of prototypes used", "Loss over ln K", "Norm of the gradient", "Memory in GB",
+        "Swav/temperature",
+    ]  # fmt: skip
+    legends = [entry["text"].split()[0] for entry in page.all("li")]
+    assert legends[:6] == [*names[:4], "avid/spread_video", "swav/spread"]
+
+
+@pytest.mark.parametrize(
+    ("status", "age_seconds", "sentence"),
+    [
+        ("running", 0, "run is running: step 50 of 200 (25%)."),
+        ("running", 10000, "run was running and then wrote nothing more: it was killed, or hangs."),
+        ("stopped", 0, "run was stopped: step 50 of 200 (25%). The same command goes on with it."),
+    ],
+)
+def test_page_says_where_a_run_stands_and_when_it_wrote_last(run, status, age_seconds, sentence):
+    write_lines(run / "metrics.jsonl", metric_lines(50, 3.0))
+    (run / "run.json").write_text(json.dumps({"status": status, "total_steps": 200, "device": "a GPU"}))
+    then = time.time() - age_seconds
+    for name in ("metrics.jsonl", "run.json"):
+        os.utime(run / name, (then, then))
+    page = _write(run, "report.html")
+    assert sentence in page.section("run")
+    assert "Trained on a GPU." in page.section("run")
+    (row,) = page.rows("run")
+    assert datetime.fromtimestamp(then).strftime("%Y-%m-%d %H:%M:%S") in row
+    assert "50 of 200" in row
 
 
 def test_curves_take_the_later_line_of_a_step_that_was_run_again(run):
@@ -389,7 +451,7 @@ def test_page_of_a_run_that_is_still_going(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "lo')
     page = _write(run, "report.html")
-    assert "Still going or interrupted: run." in page.section("run")
+    assert "run is running: step 50." in page.section("run")
     assert "not finished" in page.section("run")
     assert "metrics.jsonl: 1 damaged line left out" in page.all("section", "problems")[0]["text"]
     assert len(page.all("figure")) == 7

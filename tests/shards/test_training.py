@@ -194,7 +194,7 @@ def test_shard_larger_than_the_cache_says_so(bucket, monkeypatch):
 def test_workers_share_the_cache(bucket, tmp_path):
     manifest = Manifest.load(f"{bucket}/manifest.parquet").select(need_video=True, need_audio=True)
     sampler = EpochSampler(len(manifest), 2, seed=0, epoch=0, drop_last=False)
-    batches = list(make_loader(clip_dataset(manifest), sampler, num_workers=2, timeout_seconds=120))
+    batches = list(make_loader(clip_dataset(manifest), sampler, num_workers=2, stall_seconds=120))
     assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(len(manifest)))
     assert not list((tmp_path / "cache").glob("*.tmp"))
 

@@ -31,7 +31,7 @@ def videos(tmp_path_factory):
         for label in ("low", "high"):
             (folder / split / label).mkdir(parents=True)
             for i in range(count):
-                tone = (300 if label == "low" else 900) + 20 * i
+                tone = (300 if label == "low" else 900) + 20 * i + 10 * (split == "test")
                 write_media(folder / split / label / f"{i}.mp4", seconds=1.2, size=(48, 40), tone_hz=tone)
     return folder
 
