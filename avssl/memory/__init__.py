@@ -8,8 +8,9 @@ from avssl.memory.agreement import (
     check_streamed,
     mine_positives,
 )
-from avssl.memory.bank import BankDtype, BankStorage, MemoryBank, Modality, instance_keys
+from avssl.memory.bank import BankDtype, BankStorage, MemoryBank, Modality
 from avssl.memory.diagnostics import Diagnosis, Histogram, diagnose
+from avssl.memory.instances import instance_keys
 from avssl.memory.lookup import ShardedRows, Vectors, lookup, take
 from avssl.memory.nearest import nearest
 from avssl.memory.negatives import Pool, draw_negatives, draw_pool

@@ -6,13 +6,12 @@ Morgado et al., "Audio-Visual Instance Discrimination with Cross-Modal Agreement
 
 from __future__ import annotations
 
-import hashlib
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from avssl import __version__, dist
 from avssl.errors import CheckpointError
 from avssl.files import atomic_write
 from avssl.memory.exchange import gather_on_first, gather_uneven, padded
+from avssl.memory.instances import random_rows
 from avssl.memory.lookup import ShardedRows, Vectors
 from avssl.memory.negatives import Pool
 
@@ -30,41 +30,6 @@ BankStorage = Literal["replicated", "sharded", "auto"]
 
 REPLICATED_BYTES = 4 * 2**30
 """Up to so many bytes of vectors, both modalities together, "auto" keeps all of them in each process."""
-
-
-def instance_keys(ids: Sequence[str]) -> Tensor:
-    """Keys of sample ids: the first eight bytes of their BLAKE2 hash, int64 (N,), never 0.
-
-    A bank stores them instead of the ids, eight bytes a row whatever the length of an id. Two of a million
-    ids agree with probability 3e-8, two of a hundred million with 3e-4.
-
-    Raises
-    ------
-    ValueError
-        When two ids are equal or have the same key.
-    """
-    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
-    keys = np.frombuffer(digests, dtype="<i8").astype(np.int64)
-    keys[keys == 0] = 1
-    order = np.argsort(keys, kind="stable")
-    same = np.flatnonzero(np.diff(keys[order]) == 0)
-    if same.size:
-        first, second = (ids[order[same[0] + i]] for i in (0, 1))
-        raise ValueError(f"ids {first!r} and {second!r} have the same key; ids must be unique: rename one")
-    return torch.from_numpy(keys)
-
-
-def random_rows(num_rows: int, dim: int, piece: int = 2**16) -> Iterator[tuple[int, Tensor]]:
-    """Random unit rows of rank 0 in pieces, with the number of the first row of each.
-
-    They are those of one draw of all (num_rows, dim), which the pieces do not hold at once: torch draws in
-    sixteens, so pieces are multiples of sixteen rows and the last one is not a small one.
-    """
-    start = 0
-    while start < num_rows:
-        length = piece if num_rows - start >= 2 * piece else num_rows - start
-        yield start, dist.broadcast_(F.normalize(torch.randn(length, dim), dim=1))
-        start += length
 
 
 class MemoryBank(nn.Module):
@@ -147,6 +112,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("keys", torch.zeros(num_instances, dtype=torch.int64))
         self._pool: Pool | None = None
         self._everything: Pool | None = None
+        self._held: list[tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return int(self.seen.shape[0])
@@ -177,6 +143,9 @@ class MemoryBank(nn.Module):
             Embeddings; normalised here.
         """
         gather = gather_uneven if self.is_sharded else dist.all_gather
+        if self._held is not None:
+            self._held.append((index, z_video.detach(), z_audio.detach()))
+            return
         index, unit_video, unit_audio = (
             gather(index), *(F.normalize(gather(z).float(), dim=1) for z in (z_video, z_audio)),
         )  # fmt: skip
@@ -195,6 +164,17 @@ class MemoryBank(nn.Module):
         if not complete and not bool(self.seen[index].all()):  # asking stalls a GPU: not once all are seen
             self.seen[index] |= finite
             self._pool = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the updates of the block as one at its end, as for a batch that is computed in parts."""
+        self._held = []
+        try:
+            yield
+        finally:
+            parts, self._held = self._held, None
+        if parts:
+            self.update(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def pool(self) -> Pool:
         """Rows that may serve as negatives or positives: those that have been seen."""

@@ -12,12 +12,14 @@ An objective owns all that its method must remember (encoders, heads, banks, pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from avssl.memory import MemoryBank
 from avssl.types import Views
 
 
@@ -160,6 +162,14 @@ class Objective(nn.Module):
         own = [(m, m.memories) for m in self.modules() if isinstance(m, Objective)]
         memories = {id(b) for m, names in own for name, b in m.named_buffers() if name.startswith(names)}
         return [buffer for buffer in self.buffers() if id(buffer) not in memories]
+
+    @contextmanager
+    def in_parts(self) -> Iterator[None]:
+        """Compute a batch in parts in the block: all of them see the memories as they were before it."""
+        with ExitStack() as stack:
+            for bank in (m for m in self.modules() if isinstance(m, MemoryBank)):
+                stack.enter_context(bank.held())
+            yield
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimiser, with the method's exceptions to its settings."""

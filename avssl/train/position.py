@@ -1,10 +1,14 @@
-"""Where a run stands, and how long it is."""
+"""Where a run stands, how long it is, and the random numbers of each of its steps."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from avssl import dist
 
 
 @dataclass
@@ -66,3 +70,30 @@ class LoopSettings:
             for epoch in range(position.epoch, self.warmup_epochs + self.epochs)
         )
         return left - position.batch // self.accumulate
+
+
+def seed_step(seed: int, step: int, salt: int = 0) -> torch.Generator:
+    """Seed all global random numbers of a step, the same on all processes.
+
+    A run that goes on needs no states of generators therefore, on any number of processes and workers.
+
+    Parameters
+    ----------
+    seed, step : int >= 0
+        Of the run.
+    salt : int >= 0
+        Tells apart what is done at one step.
+
+    Returns
+    -------
+    torch.Generator
+        For the augmentation of this process alone.
+    """
+    words = np.random.SeedSequence((seed, step, salt)).generate_state(4)
+    torch.manual_seed(int(words[0]))
+    random.seed(int(words[2]))  # this and the next for objectives and encoders from elsewhere
+    np.random.seed(int(words[3]))  # noqa: NPY002
+    if dist.rank() > 0:
+        own = np.random.SeedSequence((seed, step, salt), spawn_key=(dist.rank(),))
+        words = own.generate_state(2)
+    return torch.Generator().manual_seed(int(words[1]))

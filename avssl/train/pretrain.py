@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from avssl import dist
 from avssl.build import (
@@ -23,21 +21,16 @@ from avssl.build import (
     share_cores,
 )
 from avssl.checkpoint import FILE_NAME, load_checkpoint
-from avssl.config import config_to_dict, dump_config
+from avssl.config import dump_config
 from avssl.data import ClipDataset, Manifest, RunSampler, ShardOrder, SkipLedger, make_loader
 from avssl.decode import open_reader
 from avssl.files import make_folder, write_text
-from avssl.objectives import Objective
 from avssl.optim import learning_rate_factor
 from avssl.statistics import resolve_statistics
-from avssl.train.checkpoints import CheckpointWriter, Keeping, newest_whole
+from avssl.train.checkpoints import newest_whole
 from avssl.train.held_out import HeldOut, find_held_out
-from avssl.train.log import MetricsLog
-from avssl.train.loss_guard import LossGuard
-from avssl.train.mining_log import MiningObserver
 from avssl.train.parallel import check_batch, no_progress, place, process_device, replicate, reproducible
 from avssl.train.position import LoopSettings, Position
-from avssl.train.record import so_far, write_record
 from avssl.train.resume import (
     alone_in,
     changes,
@@ -50,7 +43,7 @@ from avssl.train.resume import (
 from avssl.train.sharding import load_optimizer
 from avssl.train.start import check_recipe, find_manifest, mute_notice, start_objective
 from avssl.train.trainer import Trainer
-from avssl.train.watchers import Watchers
+from avssl.train.watchers import watched
 
 
 def pretrain(
@@ -138,8 +131,8 @@ def _train(
         held_out = None
         if config.train.held_out_every:
             held_out = HeldOut(config, whole, device, workers, settings.precision)
-        watched = _watched(config, folder, manifest, whole, objective, held_out, device, command, say, *steps)
-        with watched as watchers:
+        about = config, folder, manifest, whole, objective, held_out, device, command, say
+        with watched(*about, *steps) as watchers:
             views = build_views(config, train=True).to(device)
             model = replicate(objective, config)
             trainer = Trainer(
@@ -205,74 +198,6 @@ def _select(whole: Manifest, config: Config) -> Manifest:
 
 def _say_nothing(line: str) -> None:
     """Leave it to the first process."""
-
-
-@contextmanager
-def _watched(
-    config: Config,
-    folder: Path,
-    manifest: Manifest,
-    whole: Manifest,
-    objective: Objective,
-    held_out: HeldOut | None,
-    device: torch.device,
-    command: str,
-    say: Callable[[str], None],
-    step: int,
-    total_steps: int,
-) -> Iterator[Watchers]:
-    """Log, checkpoints and record of the run, kept up to date by the first process and closed at the end."""
-    first = dist.rank() == 0
-    train = config.train
-    keeping = Keeping(train.keep_last, train.keep_every, train.keep_best)
-    resuming = (folder / FILE_NAME).exists()
-    with ExitStack() as stack:
-        log = None
-        if first:
-            record = partial(write_record, folder, config, manifest, whole, device, command, total_steps)
-            stack.enter_context(_recorded(folder, resuming, record))
-            log = MetricsLog(folder, step, config.run.wandb, config_to_dict(config), say)
-            stack.push(partial(_close, log))
-        writer = CheckpointWriter(folder, keeping, step if resuming else None) if first else None
-        watchers = Watchers(
-            LossGuard(train.nonfinite, objective, partial(_names, manifest), folder),
-            log,
-            writer,
-            SkipLedger(folder / "skipped.jsonl" if first else None),
-            {"config": config_to_dict(config), "manifest_hash": manifest.hash},
-            config.data.max_skipped,
-            len(manifest),
-            train.keep_best,
-            held_out,
-            MiningObserver(log, step, manifest.label_indices()),
-            say,
-        )
-        if writer is not None:
-            stack.callback(writer.finish)  # what is being written when an error ends the training is not lost
-        yield watchers
-
-
-def _close(log: MetricsLog, kind: type[BaseException] | None, *_: object) -> None:
-    log.close(finished=kind is None)
-
-
-@contextmanager
-def _recorded(folder: Path, resuming: bool, record: Callable[..., None]) -> Iterator[None]:
-    """Keep ``run.json`` up to date."""
-    started, seconds = so_far(folder, resuming)
-    began = time.monotonic() - seconds
-    record(started, status="running", seconds=time.monotonic() - began)
-    status = "stopped"
-    try:
-        yield
-        status = "finished"
-    finally:
-        record(started, status=status, seconds=time.monotonic() - began)
-
-
-def _names(manifest: Manifest, rows: Tensor) -> list[dict[str, str]]:
-    """Id and path of rows, for reports."""
-    return [{"id": manifest.row(i).id, "path": manifest.path(i)} for i in rows.tolist()]
 
 
 def _dataset(config: Config, manifest: Manifest) -> ClipDataset:

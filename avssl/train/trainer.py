@@ -7,14 +7,12 @@ all that a run needs to continue exactly as if it had not been interrupted.
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -29,7 +27,7 @@ from avssl.optim import set_learning_rate
 from avssl.train.lockstep import Agreement, agree
 from avssl.train.log import peak_memory
 from avssl.train.meter import Meter
-from avssl.train.position import LoopSettings, Position
+from avssl.train.position import LoopSettings, Position, seed_step
 from avssl.train.sharding import whole
 from avssl.train.shortage import explained_shortage
 from avssl.train.signals import StopRequest
@@ -159,8 +157,8 @@ class Trainer:
         """Let the objective prepare an epoch of training; one that warms up the memories needs nothing."""
         if self._warms_up(epoch):
             return
-        self._seed_step(salt=1)
         step = self.position.step
+        seed_step(self.settings.seed, step, salt=1)
         numbers = self.objective.before_epoch(
             epoch - self.settings.warmup_epochs,
             progress=lambda done, total: progress.update(step, mining=f"{done / total:.0%}"),
@@ -168,44 +166,40 @@ class Trainer:
         if numbers:
             self.watchers.mined(self.objective, step, epoch, numbers)
 
-    def _seed_step(self, salt: int = 0) -> torch.Generator:
-        """Seed all random numbers of this step; returns a generator for this process's augmentation."""
-        entropy = (self.settings.seed, self.position.step, salt)
-        words = np.random.SeedSequence(entropy).generate_state(4)
-        torch.manual_seed(int(words[0]))
-        random.seed(int(words[2]))  # for objectives and encoders from elsewhere
-        np.random.seed(int(words[3]))  # noqa: NPY002
-        if dist.rank() > 0:
-            words = np.random.SeedSequence(entropy, spawn_key=(dist.rank(),)).generate_state(2)
-        return torch.Generator().manual_seed(int(words[1]))
-
     def _step(self, agreed: Agreement) -> None:
         """One optimiser step; each part's loss is weighted by its share of the clips."""
-        generator = self._seed_step()
+        generator = seed_step(self.settings.seed, self.position.step)
         done_steps = self.settings.steps_done(self.position)
         self.objective.set_progress(done_steps, self.settings.epochs * self.settings.steps_per_epoch)
         rate = self.rate(done_steps / self.settings.steps_per_epoch)
         set_learning_rate(self.optimizer, rate * self.guard.rate_factor)
         self.guard.begin()
         warming_up = self._warms_up(self.position.epoch)
-        total = sum(len(part) for part in agreed.parts)
+        with self.objective.in_parts() if len(agreed.parts) > 1 else nullcontext():
+            logged = self._backward(agreed.parts, generator, warming_up)
+        if logged:
+            self._update(logged)
+        self.meter.add_clips(agreed)
+
+    def _backward(
+        self, parts: list[ClipBatch], generator: torch.Generator, warming_up: bool
+    ) -> list[dict[str, Tensor]]:
+        """Sum up the gradients of all parts; returns what each has to log. Warming up only fills memories."""
+        total = sum(len(part) for part in parts)
         logged: list[dict[str, Tensor]] = []
-        for number, part in enumerate(agreed.parts, start=1):
-            part = part.to(self.device, non_blocking=True)
+        for number, read in enumerate(parts, start=1):
+            part = read.to(self.device, non_blocking=True)
             views = self.views(part.frames, part.waveform, part.index, generator, part.sounding)
-            with self._gradients_kept(number < len(agreed.parts)):
+            with self._gradients_kept(number < len(parts)):
                 with self._autocast():
                     if warming_up:
                         self.objective.fill_memory(views)
                         continue
                     out = self.model(views)
                 self.scaler.scale(out["loss"] * (len(part) / total)).backward()
-            rows = agreed.parts[number - 1].index
-            self.guard.saw(self.position.step + 1, self.position.epoch, out["loss"], rows)
+            self.guard.saw(self.position.step + 1, self.position.epoch, out["loss"], read.index)
             logged.append(out)
-        if agreed.parts and not warming_up:
-            self._update(logged)
-        self.meter.add_clips(agreed)
+        return logged
 
     def _autocast(self) -> torch.autocast:
         precision = self.settings.precision

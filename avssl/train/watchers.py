@@ -5,18 +5,30 @@ All processes that train together have one and call it at the same moments; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from avssl import dist
-from avssl.data import SkipLedger
+from avssl.build import Config
+from avssl.checkpoint import FILE_NAME
+from avssl.config import config_to_dict
+from avssl.data import Manifest, SkipLedger
 from avssl.objectives import Objective, collapse_signs, find_cma
-from avssl.train.checkpoints import CheckpointWriter
+from avssl.train.checkpoints import CheckpointWriter, Keeping
 from avssl.train.held_out import HeldOut
 from avssl.train.lockstep import Agreement
 from avssl.train.log import MetricsLog
 from avssl.train.loss_guard import LossGuard
+from avssl.train.mining_log import MiningObserver
+from avssl.train.record import so_far, write_record
 from avssl.types import Progress
 
 if TYPE_CHECKING:
@@ -136,3 +148,71 @@ class Watchers:
         if self.writer is not None:
             self.writer.finish()
         dist.wait_for_all()
+
+
+@contextmanager
+def watched(
+    config: Config,
+    folder: Path,
+    manifest: Manifest,
+    whole: Manifest,
+    objective: Objective,
+    held_out: HeldOut | None,
+    device: torch.device,
+    command: str,
+    say: Callable[[str], None],
+    step: int,
+    total_steps: int,
+) -> Iterator[Watchers]:
+    """Log, checkpoints and record of the run, kept up to date by the first process and closed at the end."""
+    first = dist.rank() == 0
+    train = config.train
+    keeping = Keeping(train.keep_last, train.keep_every, train.keep_best)
+    resuming = (folder / FILE_NAME).exists()
+    with ExitStack() as stack:
+        log = None
+        if first:
+            record = partial(write_record, folder, config, manifest, whole, device, command, total_steps)
+            stack.enter_context(_recorded(folder, resuming, record))
+            log = MetricsLog(folder, step, config.run.wandb, config_to_dict(config), say)
+            stack.push(partial(_close, log))
+        writer = CheckpointWriter(folder, keeping, step if resuming else None) if first else None
+        watchers = Watchers(
+            LossGuard(train.nonfinite, objective, partial(_names, manifest), folder),
+            log,
+            writer,
+            SkipLedger(folder / "skipped.jsonl" if first else None),
+            {"config": config_to_dict(config), "manifest_hash": manifest.hash},
+            config.data.max_skipped,
+            len(manifest),
+            train.keep_best,
+            held_out,
+            MiningObserver(log, step, manifest.label_indices()),
+            say,
+        )
+        if writer is not None:
+            stack.callback(writer.finish)  # what is being written when an error ends the training is not lost
+        yield watchers
+
+
+def _close(log: MetricsLog, kind: type[BaseException] | None, *_: object) -> None:
+    log.close(finished=kind is None)
+
+
+@contextmanager
+def _recorded(folder: Path, resuming: bool, record: Callable[..., None]) -> Iterator[None]:
+    """Keep ``run.json`` up to date."""
+    started, seconds = so_far(folder, resuming)
+    began = time.monotonic() - seconds
+    record(started, status="running", seconds=time.monotonic() - began)
+    status = "stopped"
+    try:
+        yield
+        status = "finished"
+    finally:
+        record(started, status=status, seconds=time.monotonic() - began)
+
+
+def _names(manifest: Manifest, rows: Tensor) -> list[dict[str, str]]:
+    """Id and path of rows, for reports."""
+    return [{"id": manifest.row(i).id, "path": manifest.path(i)} for i in rows.tolist()]
