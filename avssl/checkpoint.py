@@ -32,9 +32,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         with atomic_write(path) as file:
             torch.save({"avssl_version": __version__, **state}, file)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # Where a write fails, torch goes on to finish its archive and complains of what is missing in it.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         raise CheckpointError(
-            f"{path}: cannot be written: {error.strerror or error}; free some space or choose another "
+            f"{path}: cannot be written: {cause.strerror or cause}; free some space or choose another "
             "place with run.folder="
         ) from error
 

@@ -68,7 +68,7 @@ class CheckpointWriter:
         self._written_step = step
         self._best = _read_best(folder, keeping.best_by)
         self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._error: Exception | None = None
 
     def save(self, state: dict[str, Any], numbers: Mapping[str, float]) -> None:
         """Write a checkpoint; returns once its state is copied and the one before is written.
@@ -115,13 +115,13 @@ class CheckpointWriter:
     def _write(self, state: dict[str, Any], best: float | None) -> None:
         try:
             self._write_and_name(state, best)
-        except CheckpointError as error:
-            self._error = error
         except OSError as error:
             self._error = CheckpointError(
                 f"{self.folder}: checkpoints cannot be written: {error.strerror or error}; free some space "
                 "or choose another place with run.folder="
             )
+        except Exception as error:  # raised where the training sees it
+            self._error = error
 
     def _write_and_name(self, state: dict[str, Any], best: float | None) -> None:
         newest, folder, position = self.folder / FILE_NAME, self.folder / FOLDER, state["position"]

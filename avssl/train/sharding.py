@@ -78,4 +78,4 @@ def _like(value: Any, parameter: Tensor) -> Any:
     if not fits or not isinstance(parameter, DTensor):
         return value
     mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
+    return distribute_tensor(value.to(parameter.device).contiguous(), mesh, placements, src_data_rank=None)

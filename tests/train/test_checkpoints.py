@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import threading
 
 import pytest
@@ -120,6 +121,28 @@ def test_a_full_disk_is_reported_and_the_checkpoints_before_stay(tmp_path, monke
     writer.check()  # an error is reported once
     assert step_of(tmp_path) == 1
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("limit", [1, 700, 1500])
+def test_a_write_that_ends_in_the_middle_says_why(tmp_path, limit):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, state(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # as on a full disk, the system refuses the rest
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written: File too large; free some space"):
+            save_checkpoint(path, state(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert step_of(path) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_any_error_of_the_thread_reaches_the_training(tmp_path):
+    writer = CheckpointWriter(tmp_path, TWO)
+    writer.save({"objective": {}}, {})
+    with pytest.raises(KeyError, match="position"):
+        writer.finish()
 
 
 def test_file_systems_without_hard_links_get_copies(tmp_path, monkeypatch):
