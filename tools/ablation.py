@@ -167,7 +167,7 @@ def measured(stage: Stage, config: Config) -> dict[str, Any]:
     folder = pretrain(config, show_progress, command=command_line())
     state = load_checkpoint(folder)
     encoders, _ = load_encoders(state, folder)
-    judged = judge(stage.name, encoders, config, train, test, 2, device, state)
+    judged = judge(stage.name, encoders, config, train, test, 2, device, state, train)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     curve = {"first_loss": steps[0]["loss"], "last_loss": steps[-1]["loss"]}

@@ -101,7 +101,7 @@ def _fits(found: dict[str, str], requirement: str) -> bool:
 
 
 def check_codecs() -> Finding:
-    """H.264 and AAC in the FFmpeg libraries of PyAV."""
+    """Codecs in the FFmpeg libraries of PyAV: what videos have, and what the demo and `prepare` write."""
     import av
 
     libraries = ", ".join(
@@ -110,16 +110,17 @@ def check_codecs() -> Finding:
         if name in ("libavcodec", "libavformat")
     )
     detail = f"av {av.__version__} with {libraries}"
+    wanted: dict[Literal["r", "w"], tuple[str, ...]] = {"r": ("h264", "aac"), "w": ("h264", "aac", "mpeg4")}
     missing = {
-        mode: [codec for codec in ("h264", "aac") if not _has_codec(codec, mode)] for mode in ("r", "w")
+        mode: [codec for codec in names if not _has_codec(codec, mode)] for mode, names in wanted.items()
     }
     if missing["r"]:
         remedy = "pip install --force-reinstall --only-binary :all: av"
         return Finding("codecs", "FAIL", f"{detail}; cannot decode {' and '.join(missing['r'])}", remedy)
     if missing["w"]:
-        remedy = "only the demo writes files; pip install --force-reinstall --only-binary :all: av"
+        remedy = "for the demo and prepare; pip install --force-reinstall --only-binary :all: av"
         return Finding("codecs", "WARN", f"{detail}; cannot encode {' and '.join(missing['w'])}", remedy)
-    return Finding("codecs", "OK", f"{detail}; h264 and aac in both directions")
+    return Finding("codecs", "OK", f"{detail}; reads h264 and aac, writes these and mpeg4")
 
 
 def _has_codec(name: str, mode: Literal["r", "w"]) -> bool:

@@ -108,5 +108,5 @@ def _judge(recipes: dict[str, Config], output: Path) -> tuple[list[Judged], Mani
     for stage, title in STAGES.items():
         state = load_checkpoint(output / stage)
         encoders, _ = load_encoders(state, output / stage)
-        judged.append(judge(title, encoders, config, train, test, 2, device, state))
+        judged.append(judge(title, encoders, config, train, test, 2, device, state, train))
     return judged, train, test

@@ -25,6 +25,7 @@ from avssl.models import DualEncoder, VisualEncoder
 from avssl.objectives import memory_state
 from avssl.report import write_report
 from avssl.retrieve import write_gallery
+from avssl.train.checkpoints import FOLDER as CHECKPOINTS
 from avssl.weights import read_checkpoint
 
 COLUMNS = {
@@ -102,10 +103,11 @@ def evaluate(
     need_audio = encoders.audio is not None
     train = _split(whole, train_split, "--train-split", need_audio)
     test = _split(whole, test_split, "--test-split", need_audio)
-    own_data = train.hash == state["manifest_hash"]  # else the memories are those of other samples
+    with_mute = _split(whole, train_split, "--train-split", need_audio=False)  # these may have taken part
+    own = next((rows for rows in (train, with_mute) if rows.hash == state["manifest_hash"]), None)
     judged = [
         judge("random init", random_encoders(config), config, train, test, clips, place),
-        judge(config.run.name, encoders, config, train, test, clips, place, state if own_data else None),
+        judge(config.run.name, encoders, config, train, test, clips, place, state, own),
     ]
     write_results(folder, judged, train, test)
     if gallery and need_audio:
@@ -121,6 +123,8 @@ def _places(run: Path, own: bool, manifest: str | None, output: Path | None) -> 
     home = run if run.is_dir() else run.parent
     if own and run.exists() and (home / FILE_NAME).is_file():
         return manifest or home / "manifest.parquet", output or home
+    if own and run.is_file() and home.name == CHECKPOINTS:  # an earlier one, or the best, of a run
+        return manifest or home.parent / "manifest.parquet", output or home / run.stem
     if manifest is None:
         raise ManifestError(
             f"{run}: has no data of its own; a checkpoint from elsewhere needs some to be measured on; "
@@ -147,8 +151,9 @@ def judge(
     num_clips: int,
     device: torch.device,
     state: dict[str, Any] | None = None,
+    instances: Manifest | None = None,
 ) -> Judged:
-    """Evaluate one model; with the checkpoint it came from, judge its mined agreements too."""
+    """Evaluate one model; given its checkpoint and the samples of its memories, mined agreements too."""
     with progress_bar(f"evaluate {name}", None, unit="clips") as bar:
         metrics, features = evaluate_encoders(
             encoders,
@@ -162,8 +167,8 @@ def judge(
             say=lambda reason: click.echo(f"avssl: warning: {name}: {reason}", err=True),
         )
     memories = {} if state is None else memory_state(state["objective"])
-    if memories and None not in train.labels:
-        metrics |= agreement_row(memories, train.labels, AGREEMENTS)
+    if memories and instances is not None and None not in instances.labels:
+        metrics |= agreement_row(memories, instances.labels, AGREEMENTS)
     return Judged(name, metrics, features)
 
 

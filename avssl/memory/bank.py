@@ -161,7 +161,9 @@ class MemoryBank(nn.Module):
             mixed = self.momentum * before.float() + (1 - self.momentum) * unit[source]
             vectors[slots] = torch.where(fine[:, None], F.normalize(mixed, dim=1).to(vectors.dtype), before)
         complete = self._pool is not None and len(self._pool.rows) == len(self)
-        if not complete and not bool(self.seen[index].all()):  # asking stalls a GPU: not once all are seen
+        if self._pool is None:  # nobody draws from those that have been seen
+            self.seen[index] |= finite
+        elif not complete and not bool(self.seen[index].all()):  # asking stalls a GPU: not once all are seen
             self.seen[index] |= finite
             self._pool = None
 

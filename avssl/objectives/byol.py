@@ -138,7 +138,7 @@ class BYOL(Objective):
         loss = byol_loss(p1, z2, p2, z1)
         logs = {"cosine": 1 - loss.detach() / 4, **embedding_health(z[0])}
         if self.teacher_update == "step":
-            logs["tau"] = loss.new_tensor(self.tau)
+            logs["tau"] = loss.new_full((), self.tau)
         return {"loss": loss, **logs}
 
     def after_step(self) -> None:

@@ -126,7 +126,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     axes = [axis for axis in range(x.ndim) if axis != 1]
     along = (1, -1, *[1] * (x.ndim - 2))
-    sums = all_sum(torch.cat([x.sum(dim=axes), x.new_tensor([x.numel() // x.shape[1]])]))
+    sums = all_sum(torch.cat([x.sum(dim=axes), x.new_full((1,), x.numel() // x.shape[1])]))
     count = sums[-1].detach()
     mean = sums[:-1] / count
     variance = all_sum((x - mean.view(along)).square().sum(dim=axes)) / count

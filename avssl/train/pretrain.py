@@ -41,6 +41,7 @@ from avssl.train.resume import (
     resume_notice,
 )
 from avssl.train.sharding import load_optimizer
+from avssl.train.speed import quicken
 from avssl.train.start import check_recipe, find_manifest, mute_notice, start_objective
 from avssl.train.trainer import Trainer
 from avssl.train.watchers import watched
@@ -114,6 +115,7 @@ def _train(
         torch.manual_seed(config.train.seed)
         objective = start_objective(config, manifest, checkpoint, say)
         objective = place(objective, config, device, _precision(config, device))
+        quicken(objective, config.train, device)
         optimizer = build_optimizer(config.optim, objective, config.train.batch_size)
         settings = _loop_settings(config, _sampler(config, manifest, Position()), device)
         position = Position()

@@ -31,6 +31,7 @@ from avssl.train.position import LoopSettings, Position, seed_step
 from avssl.train.sharding import whole
 from avssl.train.shortage import explained_shortage
 from avssl.train.signals import StopRequest
+from avssl.train.speed import DevicePrefetcher
 from avssl.train.watchers import Watchers
 from avssl.transforms import ViewMaker
 from avssl.types import Progress
@@ -81,6 +82,7 @@ class Trainer:
         self.guard = watchers.guard
         self.position = position
         self.device = next(objective.parameters()).device
+        self.on_device = DevicePrefetcher(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == torch.float16)
         self.meter = Meter()
         self._stop = StopRequest()
@@ -187,8 +189,7 @@ class Trainer:
         """Sum up the gradients of all parts; returns what each has to log. Warming up only fills memories."""
         total = sum(len(part) for part in parts)
         logged: list[dict[str, Tensor]] = []
-        for number, read in enumerate(parts, start=1):
-            part = read.to(self.device, non_blocking=True)
+        for number, part in enumerate(self.on_device(parts), start=1):
             views = self.views(part.frames, part.waveform, part.index, generator, part.sounding)
             with self._gradients_kept(number < len(parts)):
                 with self._autocast():
@@ -197,7 +198,7 @@ class Trainer:
                         continue
                     out = self.model(views)
                 self.scaler.scale(out["loss"] * (len(part) / total)).backward()
-            self.guard.saw(self.position.step + 1, self.position.epoch, out["loss"], read.index)
+            self.guard.saw(self.position.step + 1, self.position.epoch, out["loss"], parts[number - 1].index)
             logged.append(out)
         return logged
 

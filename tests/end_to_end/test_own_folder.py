@@ -91,6 +91,14 @@ def test_evaluate_reads_a_manifest_at_a_url(avssl, trained):
     assert json.loads((trained / "elsewhere" / "results.json").read_text())["pool_size"] >= 1
 
 
+def test_evaluate_reads_an_earlier_checkpoint_of_a_run(avssl, trained):
+    earlier = next((trained / "runs" / "cma_small" / "checkpoints").glob("step_*.pt"))
+    result = avssl("evaluate", earlier, "--no-gallery", "--clips", 1, cwd=trained)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((earlier.with_suffix("") / "results.json").read_text())["rows"][1]["metrics"]
+    assert 0 <= metrics["positive_precision"] <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
