@@ -120,7 +120,7 @@ class TrainConfig:
     # A loss or gradient that is not finite ends the run, or its step is left out, or the rate halved as well.
     nonfinite: Literal["stop", "skip", "back_off"] = "stop"
     deterministic: bool = False  # on a GPU too: the same numbers in each run, more slowly
-    # Layout of the trunks in memory, channels last or first; None: last, the faster one wherever measured.
+    # Layout of the trunks in memory, channels last or first; None: last, see docs/scale.md for what it gains.
     channels_last: bool | None = None
     compile: bool = False  # compile the trunks when training starts, which takes minutes
 
