@@ -148,6 +148,9 @@ Examples:
 @click.option(
     "--logs", type=click.Path(path_type=Path), help="Folder of the job's files.  [default: that of the run]"
 )
+@click.option(
+    "--allow-changes", is_flag=True, help="Go on with a run though its recipe or its samples have changed."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be submitted, and submit nothing.")
 def launch(
     config: Path,
@@ -159,6 +162,7 @@ def launch(
     minutes: int,
     max_timeouts: int,
     logs: Path | None,
+    allow_changes: bool,
     dry_run: bool,
     **slurm: Any,
 ) -> None:
@@ -177,7 +181,7 @@ def launch(
     check_recipe(recipe)
     check_batch(recipe, shape.total)
     folder = logs or Path(recipe.run.folder) / recipe.run.name / JOBS
-    arguments = (str(config), *overrides)
+    arguments = (str(config), *overrides, *(["--allow-changes"] if allow_changes else []))
     shared = {"signal_delay_s": min(MAX_SAVE_SECONDS, 6 * minutes), "stderr_to_stdout": True}
     _find_submitit()
     if where == "local":

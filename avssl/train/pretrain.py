@@ -41,7 +41,7 @@ from avssl.train.resume import (
     resume_notice,
 )
 from avssl.train.sharding import load_optimizer
-from avssl.train.speed import quicken
+from avssl.train.speed import check_compiler, quicken
 from avssl.train.start import check_recipe, find_manifest, mute_notice, start_objective
 from avssl.train.trainer import Trainer
 from avssl.train.watchers import watched
@@ -161,6 +161,8 @@ def _prepare(
     What `stack` is given, the hold of the folder, lasts until the training ends.
     """
     check_recipe(config)
+    if config.train.compile:
+        check_compiler(process_device(config.train.device))
     is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if restart and is_first_start and folder.exists():
         with alone_in(folder):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avssl.build import Config, build_device, build_objective, learning_rate
+from avssl.build import Config, build_objective, learning_rate
 from avssl.data import Manifest, SkipLedger, scan
 from avssl.data.remote import is_url
 from avssl.errors import CheckpointError, ConfigError
@@ -17,15 +17,12 @@ from avssl.memory import instance_keys
 from avssl.objectives import Joint, Objective, find_cma
 from avssl.train.log import check_wandb
 from avssl.train.resume import carry_over
-from avssl.train.speed import check_compiler
 from avssl.weights import find_weights, read_checkpoint
 
 
 def check_recipe(config: Config) -> None:
     """Raise for what is wrong with a recipe whatever the data are, before anything long begins."""
     check_wandb(config.run.wandb)
-    if config.train.compile:
-        check_compiler(build_device(config.train.device))
     best = config.train.keep_best
     if best is not None and best.startswith("held_out_") and not config.train.held_out_every:
         raise ConfigError(
