@@ -88,7 +88,8 @@ def test_dry_run_prints_the_script_and_submits_nothing(home):
 def test_local_dry_run_says_what_would_run(home):
     result = launch("--local", "--dry-run", "--processes", 2, "--allow-changes", RECIPE, "run.name=here")
     assert result.stdout == (
-        f"job     avssl pretrain {RECIPE} run.name=here --allow-changes\nwhere   here, 2 processes\nlogs    runs/here/jobs\n"
+        f"job     avssl pretrain {RECIPE} run.name=here --allow-changes\n"
+        "where   here, 2 processes\nlogs    runs/here/jobs\n"
     )
     assert os.listdir(home) == ["bin"]
 
