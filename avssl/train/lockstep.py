@@ -10,7 +10,7 @@ those beyond is left out, and they take part with their video alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from avssl import dist
 from avssl.data import ClipBatch, Failure
 from avssl.data.batch import PackedFrames
+from avssl.train.position import LoopSettings
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,17 @@ class Agreement:
     failures: list[tuple[Failure, int]]
     stop: int
     save: bool
+
+
+def grouped(batches: Iterable[ClipBatch], settings: LoopSettings) -> Iterator[list[ClipBatch]]:
+    """Batches in groups of `accumulate`, never across an epoch."""
+    parts: list[ClipBatch] = []
+    for batch in batches:
+        parts.append(batch)
+        last = batch.batch == settings.batches(batch.epoch) - 1
+        if len(parts) == settings.accumulate or last:
+            yield parts
+            parts = []
 
 
 def agree(parts: Sequence[ClipBatch], *, stop: int, save: bool, fill: bool) -> Agreement:

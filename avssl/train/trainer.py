@@ -21,10 +21,11 @@ from torch.optim import Optimizer
 
 from avssl import dist
 from avssl.data import ClipBatch
-from avssl.errors import Interrupted
+from avssl.data.workers import WorkerError
+from avssl.errors import DataGoneError, Interrupted
 from avssl.objectives import Objective
 from avssl.optim import set_learning_rate
-from avssl.train.lockstep import Agreement, agree
+from avssl.train.lockstep import Agreement, agree, grouped
 from avssl.train.log import peak_memory
 from avssl.train.meter import Meter
 from avssl.train.position import LoopSettings, Position, seed_step
@@ -35,6 +36,9 @@ from avssl.train.speed import DevicePrefetcher
 from avssl.train.watchers import Watchers
 from avssl.transforms import ViewMaker
 from avssl.types import Progress
+
+Logged = dict[str, Tensor]
+"""What an objective returns: the loss and scalars by name."""
 
 
 class Trainer:
@@ -55,8 +59,7 @@ class Trainer:
     position : Position
         Where to begin; moved along.
     model : nn.Module, optional
-        What to call for a loss, such as the objective wrapped for several processes; the objective itself by
-        default.
+        What to call for a loss instead of the objective, such as its wrapper for several processes.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class Trainer:
     def _steps(self) -> Iterator[tuple[ClipBatch, Agreement]]:
         """The last batch of each step and what processes agreed on for it; counts the time spent waiting."""
         waiting_since = time.monotonic()
-        for parts in self._grouped():
+        for parts in self._saved_when_data_fail(grouped(self.batches, self.settings)):
             agreed = agree(
                 parts, stop=self._stop.number, save=self._save_is_due, fill=self._warms_up(parts[0].epoch)
             )
@@ -141,15 +144,14 @@ class Trainer:
             yield parts[-1], agreed
             waiting_since = time.monotonic()
 
-    def _grouped(self) -> Iterator[list[ClipBatch]]:
-        """Batches in groups of `accumulate`, never across an epoch."""
-        parts: list[ClipBatch] = []
-        for batch in self.batches:
-            parts.append(batch)
-            last = batch.batch == self.settings.batches(batch.epoch) - 1
-            if len(parts) == self.settings.accumulate or last:
-                yield parts
-                parts = []
+    def _saved_when_data_fail(self, groups: Iterator[list[ClipBatch]]) -> Iterator[list[ClipBatch]]:
+        """Hand groups on; when reading ends for good, nothing of what was trained on till then is lost."""
+        try:
+            yield from groups
+        except (DataGoneError, WorkerError):
+            if dist.world_size() == 1:  # the others of several know nothing of it
+                self._save()
+            raise
 
     def _warms_up(self, epoch: int) -> bool:
         """Whether an epoch fills the memories and trains nothing."""
@@ -183,12 +185,10 @@ class Trainer:
             self._update(logged)
         self.meter.add_clips(agreed)
 
-    def _backward(
-        self, parts: list[ClipBatch], generator: torch.Generator, warming_up: bool
-    ) -> list[dict[str, Tensor]]:
+    def _backward(self, parts: list[ClipBatch], generator: torch.Generator, warming_up: bool) -> list[Logged]:
         """Sum up the gradients of all parts; returns what each has to log. Warming up only fills memories."""
         total = sum(len(part) for part in parts)
-        logged: list[dict[str, Tensor]] = []
+        logged: list[Logged] = []
         for number, part in enumerate(self.on_device(parts), start=1):
             views = self.views(part.frames, part.waveform, part.index, generator, part.sounding)
             with self._gradients_kept(number < len(parts)):
@@ -203,8 +203,8 @@ class Trainer:
         return logged
 
     def _autocast(self) -> torch.autocast:
-        precision = self.settings.precision
-        return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
+        kind = self.settings.precision
+        return torch.autocast(self.device.type, kind, enabled=kind != torch.float32)
 
     def _gradients_kept(self, more: bool) -> AbstractContextManager[None]:
         """Where copies average gradients: wait with that while more parts of the step are to come."""
@@ -212,7 +212,7 @@ class Trainer:
             return self.model.no_sync()
         return nullcontext()
 
-    def _update(self, logged: list[dict[str, Tensor]]) -> None:
+    def _update(self, logged: list[Logged]) -> None:
         """Move the parameters, unless the step must be taken back; then as if it had never been."""
         self.objective.before_step()
         norm = self._gradient_norm()
@@ -252,11 +252,12 @@ class Trainer:
     def _report(self, progress: Progress) -> None:
         if self.position.step % self.settings.log_every == 0:
             numbers = self._write_log()
-            fields: dict[str, Any] = (
-                {"loss": numbers["loss"]} if "loss" in numbers else {"memory": "warms up"}
-            )
-            rate = f"{numbers['clips_per_second']:.0f} clips/s"
-            progress.update(self.position.step, **fields, rate=rate)
+            fields: dict[str, Any] = {"rate": f"{numbers['clips_per_second']:.0f} clips/s"}
+            if self._warms_up(self.position.epoch):
+                fields["memory"] = "warms up"
+            elif "loss" in numbers:
+                fields["loss"] = numbers["loss"]
+            progress.update(self.position.step, **fields)
 
     def _write_log(self) -> dict[str, float]:
         """Write the means since the last line; raises on a loss that is not finite."""
@@ -265,6 +266,13 @@ class Trainer:
         numbers |= {"lr": self.optimizer.param_groups[0]["lr"], **peak_memory(self.device)}
         self.watchers.logged(self, numbers)
         return numbers
+
+    def _save(self) -> None:
+        """Begin to write a checkpoint, if all is finite."""
+        self.guard.check()
+        self.guard.check_weights(self.objective, self.position.step)
+        self.watchers.save(self)
+        self._last_save = time.monotonic()
 
     @property
     def _save_is_due(self) -> bool:
@@ -287,10 +295,7 @@ class Trainer:
         if dist.world_size() == 1:  # nobody to agree with: what came up during the step counts at once
             stop, due = self._stop.number, self._save_is_due
         if self.position.batch == 0 or due or deserved or stop:
-            self.guard.check()
-            self.guard.check_weights(self.objective, self.position.step)
-            self.watchers.save(self)
-            self._last_save = time.monotonic()
+            self._save()
         if stop:
             self.watchers.finish_writing()
             raise Interrupted(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from media import write_media
-from training import losses, stop_after
+from training import assert_same_weights, losses, stop_after
 
 from avssl.checkpoint import load_checkpoint
 from avssl.data import Manifest, scan
-from avssl.errors import CheckpointError, ConfigError, Interrupted, TrainingError
+from avssl.errors import CheckpointError, ConfigError, DataGoneError, Interrupted, TrainingError
 from avssl.train import pretrain
 from avssl.train.position import LoopSettings, Position
 from avssl.train.resume import alone_in, place_in
@@ -124,6 +125,32 @@ def test_other_samples_are_named_and_memories_follow_their_ids(recipe, progress,
     assert ended["objective"]["bank.seen"].all()
     assert before["bank.keys"].ne(ended["objective"]["bank.keys"]).any()
     assert losses(folder).keys() >= set(range(1, 11))
+
+
+def test_a_run_whose_data_vanish_keeps_all_that_was_trained_and_goes_on_when_they_are_back(
+    recipe, progress, monkeypatch, videos, tmp_path
+):
+    data = {"root": str(tmp_path / "disk")}
+    shutil.copytree(videos, tmp_path / "disk")
+    whole = pretrain(recipe(data=data, run={"name": "whole"}), progress)
+    advance = Trainer._advance
+
+    def unmount(trainer, last):
+        advance(trainer, last)
+        if trainer.position.step == 5:
+            (tmp_path / "disk").rename(tmp_path / "unmounted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_advance", unmount)
+        with pytest.raises(DataGoneError, match=r"disk.* is gone .*same command again"):
+            pretrain(recipe(data=data), progress)
+    folder = whole.parent / "run"
+    assert load_checkpoint(folder)["position"]["step"] == 5
+    assert not (folder / "skipped.jsonl").exists()
+    (tmp_path / "unmounted").rename(tmp_path / "disk")
+    pretrain(recipe(data=data), progress)
+    assert losses(folder) == losses(whole)
+    assert_same_weights(load_checkpoint(folder), load_checkpoint(whole))
 
 
 def test_two_trainings_do_not_share_a_folder(recipe, progress, tmp_path):
