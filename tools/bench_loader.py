@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
 import statistics
 import subprocess
 import sys
@@ -196,7 +197,8 @@ def measure(works: dict[str, Work], num_rows: int, clips: int, rounds: int) -> d
     times: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(rounds + WARM_UP):
         keys = [ClipKey(round_, i % num_rows, i) for i in range(clips)]
-        for name, work in works.items():
+        # In another order each round: none is always the first to read what is new.
+        for name, work in random.Random(round_).sample(list(works.items()), len(works)):
             start = time.process_time()
             work(keys)
             if round_ >= WARM_UP:

@@ -9,6 +9,7 @@ from typing import overload
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from avssl.data.dataset import Failure
 from avssl.types import Clip
@@ -36,12 +37,15 @@ class PackedFrames(Sequence[Tensor]):
 
     @classmethod
     def pack(cls, frames: Sequence[Tensor]) -> PackedFrames:
-        """Copy tensors into one buffer; what is packed already stays as it is."""
+        """Copy tensors into one buffer, shared in a worker; what is packed already stays as it is."""
         if isinstance(frames, PackedFrames):
             return frames
         shapes = [tuple(clip.shape) for clip in frames]
         flat = [clip.reshape(-1) for clip in frames]
-        return cls(torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8), shapes)
+        if not flat:
+            return cls(torch.empty(0, dtype=torch.uint8), shapes)
+        room = None if get_worker_info() is None else _shared(sum(clip.numel() for clip in flat))
+        return cls(torch.cat(flat, out=room), shapes)
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -59,6 +63,11 @@ class PackedFrames(Sequence[Tensor]):
     def __reduce__(self) -> tuple[type[PackedFrames], tuple[Tensor, tuple[tuple[int, ...], ...]]]:
         """Pickle the buffer and the shapes, not the views."""
         return type(self), (self.pixels, self.shapes)
+
+
+def _shared(num_bytes: int) -> Tensor:
+    """Shared memory for the bytes of a worker: from any other they would be copied there to be sent."""
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(num_bytes))
 
 
 @dataclass(eq=False)

@@ -27,6 +27,7 @@ GUESSED_AFTER_SEEK = ("mpeg",)
 
 # How to open MP4 and QuickTime files, which have an index, without decoding a frame.
 HEADER_ONLY: dict[str, Any] = {
+    "format": "mov",  # asking all formats whether they know the file takes as long as reading its header
     "options": {"skip_frame": "all", **MAX_PIXELS},
     "container_options": {"analyzeduration": "1"},
 }

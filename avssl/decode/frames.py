@@ -146,7 +146,8 @@ class Pictures:
             width, height = self._size
             frame = self._to_size.reformat(frame, width, height, format, interpolation="BILINEAR", threads=1)
         rgb = self._to_rgb.reformat(frame, format="rgb24", threads=1)
-        return np.rot90(packed(rgb), rotation)
+        picture = packed(rgb)
+        return np.rot90(picture, rotation) if rotation else picture
 
 
 def packed(frame: Any) -> np.ndarray:

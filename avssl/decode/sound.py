@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby
+from functools import cached_property
 from typing import Any
 
 import av
@@ -117,7 +117,7 @@ def finish(
     if not is_heard:
         end = window.start_seconds + window.duration_seconds
         raise CannotReadError(f"no sound can be decoded between {window.start_seconds:g} s and {end:g} s")
-    if not np.abs(samples).max() <= MAX_AMPLITUDE:  # NaN as well
+    if not (samples.max() <= MAX_AMPLITUDE and samples.min() >= -MAX_AMPLITUDE):  # NaN as well
         raise CannotReadError("the samples are no sound: not numbers, or 60 dB above full scale")
     waveform = resample(samples, sample_rate, window.sample_rate)
     waveform = waveform[native.margin : native.margin + window.num_samples]
@@ -183,14 +183,14 @@ class SoundRuns:
             start = end if frame.pts is None else frame.pts * self._tick * self.sample_rate
             if not self._runs or abs(start - end) > MAX_JITTER_SECONDS * self.sample_rate:
                 self._runs.append(_Run())
-            self._runs[-1].append(start, *channels_of(frame))
+            self._runs[-1].append(start, frame)
 
     def cut(self, native: NativeWindow) -> tuple[np.ndarray, bool]:
         """Samples of a window with its context, zeros where none are known, and whether any inside it is."""
         samples = np.zeros(native.length, np.float32)
         is_heard = False
         for run in self._runs:
-            start, piece = run.start - native.first, run.mono()
+            start, piece = run.start - native.first, run.mono
             low, high = max(start, 0), min(start + len(piece), len(samples))
             if low < high:
                 samples[low:high] = piece[low - start : high - start]
@@ -202,28 +202,35 @@ class _Run:
     """Samples that follow each other, and what their timestamps say about where they start."""
 
     def __init__(self) -> None:
-        self._pieces: list[tuple[np.ndarray, tuple[str, ...]]] = []
+        self._parts: list[
+            tuple[tuple[str, str], av.AudioFifo]
+        ] = []  # frames of one kind are joined by FFmpeg
         self._length = 0
         self._sum_of_starts = 0.0
+        self._num_frames = 0
 
-    def append(self, start: float, samples: np.ndarray, names: tuple[str, ...]) -> None:
+    def append(self, start: float, frame: Any) -> None:
         self._sum_of_starts += start - self._length
-        self._pieces.append((samples, names))
-        self._length += samples.shape[1]
+        self._num_frames += 1
+        self._length += frame.samples
+        kind = frame.format.name, frame.layout.name
+        if not self._parts or self._parts[-1][0] != kind:
+            self._parts.append((kind, av.AudioFifo()))
+        frame.pts = None  # it would have to be exact
+        self._parts[-1][1].write(frame)
 
+    @cached_property
     def mono(self) -> np.ndarray:
-        """All samples folded to one channel; frames of one kind at once, which is quicker than each alone."""
-        kinds = groupby(self._pieces, key=lambda piece: (piece[1], piece[0].dtype))
-        return np.concatenate(
-            [
-                mono(np.concatenate([samples for samples, _ in pieces], 1), names)
-                for (names, _), pieces in kinds
-            ]
-        )
+        """All samples folded to one channel."""
+        pieces = [np.empty(0, np.float32)]
+        for _, fifo in self._parts:
+            if (frame := fifo.read()) is not None:
+                pieces.append(mono(*channels_of(frame)))
+        return np.concatenate(pieces)
 
     @property
     def start(self) -> int:
-        return round(self._sum_of_starts / len(self._pieces))
+        return round(self._sum_of_starts / self._num_frames)
 
     @property
     def end(self) -> int:

@@ -52,7 +52,10 @@ def read_wave(source: Source, window: AudioWindow) -> Tensor | None:
             file.seek(layout.data_offset + low * frame_bytes)
             raw = np.frombuffer(file.read((high - low) * frame_bytes), "<i2").reshape(-1, layout.channels)
             weight = np.float32(2.0 ** (1 - BITS) / layout.channels)
-            samples[low - native.first : high - native.first] = raw.sum(1, dtype=np.float32) * weight
+            folded = raw[:, 0].astype(np.float32)
+            for channel in range(1, layout.channels):
+                folded += raw[:, channel]
+            np.multiply(folded, weight, out=samples[low - native.first : high - native.first])
     return finish(samples, native.is_heard(low, high), native, layout.sample_rate, window)
 
 

@@ -187,12 +187,12 @@ class Trainer:
 
     def _backward(self, parts: list[ClipBatch], generator: torch.Generator, warming_up: bool) -> list[Logged]:
         """Sum up the gradients of all parts; returns what each has to log. Warming up only fills memories."""
-        total = sum(len(part) for part in parts)
+        total, kind = sum(len(part) for part in parts), self.settings.precision
         logged: list[Logged] = []
         for number, part in enumerate(self.on_device(parts), start=1):
             views = self.views(part.frames, part.waveform, part.index, generator, part.sounding)
             with self._gradients_kept(number < len(parts)):
-                with self._autocast():
+                with torch.autocast(self.device.type, kind, enabled=kind != torch.float32):
                     if warming_up:
                         self.objective.fill_memory(views)
                         continue
@@ -201,10 +201,6 @@ class Trainer:
             self.guard.saw(self.position.step + 1, self.position.epoch, out["loss"], parts[number - 1].index)
             logged.append(out)
         return logged
-
-    def _autocast(self) -> torch.autocast:
-        kind = self.settings.precision
-        return torch.autocast(self.device.type, kind, enabled=kind != torch.float32)
 
     def _gradients_kept(self, more: bool) -> AbstractContextManager[None]:
         """Where copies average gradients: wait with that while more parts of the step are to come."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from avssl.errors import ConfigError, ManifestError
 from avssl.transforms.draws import uniform
+from avssl.transforms.power import paired_power
 
 Bins = Literal["paired", "linear", "mel"]
 PadMode = Literal["constant", "reflect"]
@@ -193,13 +194,10 @@ class LogSpectrogram(nn.Module):
         padded = F.pad(waveform, (half, half), mode=self.pad_mode)
         frames = padded.unfold(1, self.n_fft, self.hop_length)[:, : self.num_frames(waveform.shape[-1])]
         # Not torch.stft: it has frequencies before frames, and turning that round costs more than itself.
-        squares = torch.view_as_real(torch.fft.rfft(frames * self.window)).square_().flatten(2)
+        spectrum = torch.fft.rfft(frames * self.window)
         if self.bins == "paired":
-            power = squares.new_empty(*squares.shape[:2], self.num_bins)
-            torch.add(squares[..., 0], squares[..., 1], out=power[..., 0])
-            pairs = torch.add(squares[..., 2::4], squares[..., 3::4], out=power[..., 1:])
-            pairs.add_(squares[..., 4::4]).add_(squares[..., 5::4]).mul_(0.5)
-            return power
+            return paired_power(spectrum)
+        squares = torch.view_as_real(spectrum).square_().flatten(2)
         power = squares[..., ::2] + squares[..., 1::2]
         return power if self.filters is None else power @ self.filters
 

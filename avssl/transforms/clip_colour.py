@@ -14,13 +14,18 @@ OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 Operations = Sequence[tuple[str, float]]
 
 
+def as_numbers(operations: Operations) -> tuple[np.ndarray, np.ndarray]:
+    """Operations as the compiled code takes them: kinds, int64 (A,), and factors, float64 (A,)."""
+    kinds = np.array([OPERATIONS.index(name) for name, _ in operations], np.int64)
+    return kinds, np.array([factor for _, factor in operations], np.float64)
+
+
 def colour_clip(
     clip: Tensor,
     operations: Operations,
     scale: float = 1.0,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
-    source: Tensor | None = None,
 ) -> None:
     """Jitter and normalise a clip in place: ``(jittered(scale clip) - mean) / std``.
 
@@ -35,22 +40,13 @@ def colour_clip(
         What makes the pixels lie in [0, 1].
     mean, std : three floats
         Normalisation a channel, for pixels in [0, 1].
-    source : Tensor, (T, 3, H, W), optional
-        Frames to fill the clip with first; quickest are bytes in the order of `torch.channels_last`.
     """
     from avssl.transforms.kernels import colour_frames
 
-    packed = np.empty((0, 0, 3), np.uint8)
-    if source is not None and source.dtype == torch.uint8:
-        packed = source.permute(0, 2, 3, 1).contiguous().flatten(1, 2).numpy()
-    elif source is not None:
-        clip.copy_(source.transpose(0, 1))
     frames = clip.to(torch.float32).contiguous()
     colour_frames(
-        packed,
         frames.flatten(2).numpy(),
-        np.array([OPERATIONS.index(name) for name, _ in operations], np.int64),
-        np.array([factor for _, factor in operations], np.float64),
+        *as_numbers(operations),
         np.float32(scale),
         np.array(mean, np.float32),
         np.array(std, np.float32),

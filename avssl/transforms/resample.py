@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Sequence
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from avssl.transforms.clip_colour import Operations, as_numbers
+
 Interpolation = Literal["bilinear", "bicubic"]
-Finish = Callable[[int, Tensor, Tensor], object]
 
 LARGE_BYTES = 32 * 2**20
 """glibc keeps freed blocks up to this size for the next request (the largest M_MMAP_THRESHOLD)."""
+KEPT_BYTES = 2**29
+"""Most memory of earlier views that is kept."""
 
 
 class Axis(NamedTuple):
@@ -134,6 +139,38 @@ def resample(
     return x.view(num_clips, 3, num_frames, size, size)
 
 
+def taps(
+    axis: Axis, size: int, interpolation: Interpolation = "bilinear", multiple: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What `resampling_matrices` holds without most of its zeros, clip by clip.
+
+    `size` is filled up to a multiple with pixels that nobody wants.
+
+    Yields
+    ------
+    first : int64 (size,)
+        For each pixel of the result the first one of the stretch that it is made of.
+    weights : float32 (size, taps)
+        Weights from there on; none lies outside the stretch.
+    """
+    _, length, resized, first, flip = (value[:, None] for value in axis)
+    scale = length / resized
+    i = torch.arange(size + -size % multiple, dtype=scale.dtype).clamp_max(size - 1)
+    centre = (first + torch.where(flip > 0, size - 1 - i, i) + 0.5) * scale
+    reach = scale.clamp_min(1) * (1 if interpolation == "bilinear" else 2)
+    low = (centre - reach + 0.5).floor().clamp_min(0)
+    counts = ((centre + reach + 0.5).floor().minimum(length) - low).amax(1, keepdim=True)
+    low = low.minimum(length - counts)
+    pixel = low[..., None] + torch.arange(int(counts.max()), dtype=scale.dtype)
+    distance = (pixel + 0.5 - centre[..., None]).abs() / scale.clamp_min(1)[..., None]
+    weights = (1 - distance).clamp_min(0) if interpolation == "bilinear" else cubic_kernel(distance)
+    weights = weights * (pixel < length[..., None])
+    weights = weights / weights.sum(-1, keepdim=True)
+    rows = low.long().numpy(), weights.float().numpy(), counts.long().flatten().tolist()
+    for its_low, its_weights, count in zip(*rows, strict=True):
+        yield its_low, its_weights[:, :count]
+
+
 def resample_in_turn(
     frames: Sequence[Tensor],
     rows: Axis,
@@ -141,39 +178,48 @@ def resample_in_turn(
     size: int,
     interpolation: Interpolation = "bilinear",
     eight_bit: bool = False,
-    finish: Finish | None = None,
+    operations: Sequence[Operations] | None = None,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """The same clip by clip, for clips on a processor.
+    """The same clip by clip on a processor, with jitter and normalisation; see `avssl.transforms.kernels`.
 
     Parameters
     ----------
-    frames : sequence of Tensor, each uint8 (T, H, W, 3)
+    frames : sequence of Tensor, each uint8 (T, H, W, 3), on a processor
         Clips that `check_frames` lets pass.
     rows, columns : Axis
-        Whole numbers.
+        Whole numbers, float64; rows are not flipped.
     size, interpolation
-        As in `resample`.
+        As in `resample`; what overshoots is cut off.
     eight_bit : bool
         Round to whole 255ths after each axis.
-    finish : callable, optional
-        Called with the number of each clip, its view, (T, 3, size, size) in [0, 255], and the place for it in
-        the result, (3, T, size, size); what overshoots is cut off before. Without it pixels are divided by
-        255 and put there.
+    operations : sequence of Operations, optional
+        Jitter of each clip, see `colour_clip`.
+    mean, std : three floats
+        Normalisation a channel, for pixels in [0, 1].
     """
+    from avssl.transforms.kernels import LANES, make_view
+
     result = new_views(len(frames), 3, len(frames[0]), size, size)
-    numbers = torch.stack([torch.stack(rows), torch.stack(columns)]).long().permute(2, 0, 1).tolist()
-    for number, (place, clip, axes) in enumerate(zip(result, frames, numbers, strict=True)):
-        (top, height, new_height, first_row, _), (left, width, new_width, first_column, flip) = axes
-        crop = clip[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
-        # In 8 bits packed colours are quickest, but only without gaps between the rows.
-        crop = crop.contiguous(memory_format=torch.channels_last) if eight_bit else crop.contiguous().float()
-        view = F.interpolate(crop, size=(new_height, new_width), mode=interpolation, antialias=True)
-        view = view[:, :, first_row : first_row + size, first_column : first_column + size]
-        view = view.flip(-1) if flip else view
-        if finish is None:
-            place.copy_(view.transpose(0, 1)).div_(255)
-        else:
-            finish(number, view.clamp_(0, 255) if interpolation == "bicubic" else view, place)
+    views = result.flatten(3).numpy()
+    statistics = np.array(mean, np.float32), np.array(std, np.float32)
+    tops, lefts, widths = (x.long().tolist() for x in (rows.begin, columns.begin, columns.length))
+    by_row, by_column = taps(rows, size, interpolation), taps(columns, size, interpolation, LANES)
+    for number, (first_row, row_weights) in enumerate(by_row):
+        first_column, column_weights = next(by_column)
+        clip, left = frames[number], lefts[number]
+        make_view(
+            clip.contiguous().numpy().reshape(*clip.shape[:2], -1),
+            left,
+            left + widths[number],
+            (first_row + tops[number], np.ascontiguousarray(row_weights)),
+            (first_column, np.ascontiguousarray(column_weights.T)),
+            eight_bit,
+            *as_numbers(operations[number] if operations else ()),
+            *statistics,
+            views[number],
+        )
     return result
 
 
@@ -181,11 +227,28 @@ def new_views(*shape: int) -> Tensor:
     """Memory for float32 views, not set, on a processor.
 
     Beyond `LARGE_BYTES` the C library asks the system for new memory each time, whose pages of 4 KiB take
-    longer to hand out than to fill; so large pages are asked for.
+    longer to hand out than to fill; so large pages are asked for, and kept for the next views of this size
+    when nobody has these any more.
     """
     num_bytes = 4 * math.prod(shape)
     if num_bytes < LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape)
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
+    try:
+        memory = _kept[num_bytes].pop()
+    except IndexError:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    numbers = np.frombuffer(memory, np.float32)
+    weakref.finalize(numbers, _keep, memory).atexit = False
+    return torch.from_numpy(numbers).view(shape)
+
+
+_kept: defaultdict[int, list[mmap.mmap]] = defaultdict(list)  # by size; the steps are safe between threads
+
+
+def _keep(memory: mmap.mmap) -> None:
+    """Keep memory that nobody has any more; if it gets too much, none but this."""
+    if sum(size * len(memories) for size, memories in list(_kept.items())) + len(memory) > KEPT_BYTES:
+        _kept.clear()
+    if len(memory) <= KEPT_BYTES:
+        _kept[len(memory)].append(memory)

@@ -78,11 +78,10 @@ class _FrameTransform(nn.Module):
         check_frames(frames)
         mean, std = self._statistics() if normalised else ([0.0] * 3, [1.0] * 3)
 
-        def finish(number: int, view: Tensor, place: Tensor) -> None:
-            colour_clip(place, operations[number], 1 / 255, mean, std, source=view)
-
         clips = [clip.cpu() for clip in frames]
-        return resample_in_turn(clips, rows, columns, self.size, interpolation, eight_bit, finish)
+        return resample_in_turn(
+            clips, rows, columns, self.size, interpolation, eight_bit, operations, mean, std
+        )
 
     def _statistics(self) -> tuple[list[float], list[float]]:
         return self.mean.flatten().tolist(), self.std.flatten().tolist()
@@ -123,9 +122,9 @@ class VideoAugment(_FrameTransform):
     blur_sigma : two floats > 0
         Range of the blur's standard deviation, in pixels of the view; see `GaussianBlur`.
     eight_bit : bool
-        Round pixels to whole 255ths as they are resized, as Pillow does in the official code: two to three
-        times as fast on a processor, no gain on an accelerator. There only the result is rounded; on a
-        processor, as in Pillow, also what lies between the two axes, where bicubic overshoots are cut off.
+        Round pixels to whole 255ths as they are resized, as Pillow does in the official code; no faster. On
+        an accelerator only the result is rounded; on a processor, as in Pillow, also what lies between the
+        two axes, where bicubic overshoots are cut off.
 
     Raises
     ------
@@ -214,7 +213,9 @@ class VideoAugment(_FrameTransform):
         """
         sizes = torch.tensor([clip.shape[1:3] for clip in frames], dtype=torch.float64).view(-1, 2)
         boxes = random_boxes(sizes, self.min_area, generator, self.max_area)
-        if self.max_area < 1:  # small boxes: what lies outside them need not be moved and multiplied
+        if (
+            self.max_area < 1 and not self._is_on_processor()
+        ):  # small boxes: what lies outside them need not be moved and multiplied
             frames = [
                 clip[:, top : top + height, left : left + width]
                 for clip, (top, left, height, width) in zip(frames, boxes.long().tolist(), strict=True)

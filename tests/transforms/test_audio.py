@@ -9,6 +9,7 @@ from torch import Tensor
 
 from avssl.errors import ConfigError, ManifestError
 from avssl.transforms import AudioAugment, LogSpectrogram, spectrogram_statistics
+from avssl.transforms.power import pair_at_once, paired_power
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid.pt"
 
@@ -84,6 +85,11 @@ def test_official_front_end_equals_float64(
         expected = torch.from_numpy((decibels - mean) / (std + 1e-5))
         torch.testing.assert_close(view[0].double(), expected, rtol=0, atol=2e-3)
         assert float((view[0].double() - expected).abs().mean()) < 1e-5
+
+
+def test_accelerators_and_processors_pair_alike() -> None:
+    spectrum = torch.fft.rfft(torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(paired_power(spectrum), pair_at_once(spectrum))
 
 
 def test_padding_changes_only_the_frames_at_the_ends() -> None:

@@ -10,6 +10,7 @@ from avssl.errors import ConfigError
 from avssl.transforms import ColorJitter
 from avssl.transforms.clip_colour import colour_clip
 from avssl.transforms.color import shift_hue
+from avssl.transforms.resample import Axis, resample_in_turn
 
 ADJUST = {
     "brightness": tv.adjust_brightness,
@@ -80,7 +81,7 @@ def test_hue_equals_torchvision_for_any_turn() -> None:
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
 @pytest.mark.parametrize("brightness", [0.0, 1e-9, 0.3, 2.0])
 def test_colours_of_a_clip_are_those_of_one_step_after_the_other(order: tuple, brightness: float) -> None:
-    """From bytes, larger than the blocks that are worked on, and normalised."""
+    """In place, larger than the blocks that are worked on, and row by row from bytes; normalised."""
     steps = [("brightness", brightness), ("contrast", 1.7), ("saturation", 1.9), ("hue", -0.27)]
     operations = [steps[i] for i in order]
     source = (255 * random_clips(1, num_frames=2, size=45)[0]).byte().transpose(0, 1)
@@ -88,13 +89,14 @@ def test_colours_of_a_clip_are_those_of_one_step_after_the_other(order: tuple, b
     for name, value in operations:
         images = ADJUST[name](images, value)
     expected = ((images - 0.4) / 0.2).transpose(0, 1)
-    for frames in (source, source.contiguous(memory_format=torch.channels_last), source.float()):
-        clip = torch.empty_like(expected)
-        colour_clip(clip, operations, 1 / 255, (0.4,) * 3, (0.2,) * 3, source=frames)
+    statistics = (0.4,) * 3, (0.2,) * 3
+    for clip in (source.transpose(0, 1).float().contiguous(), source.float().transpose(0, 1)):
+        colour_clip(clip, operations, 1 / 255, *statistics)
         torch.testing.assert_close(clip, expected, rtol=0, atol=1e-4)
-    strided = torch.empty(2, 3, 45, 45).transpose(0, 1)
-    colour_clip(strided, operations, 1 / 255, (0.4,) * 3, (0.2,) * 3, source=source)
-    torch.testing.assert_close(strided, clip, rtol=0, atol=1e-5)
+    whole = Axis(*torch.tensor([[0, 45, 45, 0, 0]], dtype=torch.float64).T)
+    for frames in (source.permute(0, 2, 3, 1), source.permute(0, 2, 3, 1).contiguous()):
+        (clip,) = resample_in_turn([frames], whole, whole, 45, "bilinear", False, [operations], *statistics)
+        torch.testing.assert_close(clip, expected, rtol=0, atol=1e-4)
 
 
 def test_zero_strengths_do_no_work() -> None:
