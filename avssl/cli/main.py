@@ -41,6 +41,9 @@ COMMANDS = {
     "evaluate": LazyCommand(
         "avssl.cli.evaluate:evaluate", "Measure a checkpoint: kNN, linear probe, retrieval."
     ),
+    "evaluate-features": LazyCommand(
+        "avssl.cli.evaluate_features:evaluate_features", "Measure retrieval between two files of features."
+    ),
     "weights": LazyCommand(
         "avssl.cli.weights:weights", "Describe or convert a checkpoint; list published ones."
     ),

@@ -24,8 +24,17 @@ def first_rows(rows: ArrayLike, limit: int = 5) -> str:
     return ", ".join(map(str, numbers[:limit])) + (", ..." if len(numbers) > limit else "")
 
 
-def feature_rows(features: ArrayLike, name: str) -> FloatArray:
-    """Features as float64 (N, d), N >= 1 and d >= 1.
+def _those(rows: IntArray, ids: Sequence[Any] | NDArray[Any] | None) -> str:
+    """Name the first few samples: by their ids, or by their rows."""
+    if ids is None:
+        return f"rows {first_rows(rows)}"
+    return f"ids {first_rows(np.asarray(ids)[rows])}"
+
+
+def feature_rows(
+    features: ArrayLike, name: str, ids: Sequence[Any] | NDArray[Any] | None = None
+) -> FloatArray:
+    """Features as float64 (N, d), N >= 1 and d >= 1; errors name the `ids` of rows, if there are any.
 
     Raises
     ------
@@ -40,13 +49,13 @@ def feature_rows(features: ArrayLike, name: str) -> FloatArray:
     bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if bad.size:
         raise EvaluationError(
-            f"{bad.size} of {len(array)} rows of {name} hold NaN or infinity (rows {first_rows(bad)}); "
+            f"{bad.size} of {len(array)} rows of {name} hold NaN or infinity ({_those(bad, ids)}); "
             "every row must be finite; leave these rows out and say so, or look for a diverged training run"
         )
     return array
 
 
-def unit_rows(features: ArrayLike, name: str) -> FloatArray:
+def unit_rows(features: ArrayLike, name: str, ids: Sequence[Any] | NDArray[Any] | None = None) -> FloatArray:
     """Rows of `features` scaled to length 1, float64 (N, d).
 
     Raises
@@ -54,20 +63,23 @@ def unit_rows(features: ArrayLike, name: str) -> FloatArray:
     EvaluationError
         If the shape is not (N, d) or a row is not finite or has length 0.
     """
-    array = feature_rows(features, name)
+    array = feature_rows(features, name, ids)
     # Dividing by the largest entry first keeps the squares away from overflow and underflow.
     largest = np.abs(array).max(axis=1, keepdims=True)
     zero = np.flatnonzero(largest == 0)
     if zero.size:
         raise EvaluationError(
-            f"{zero.size} of {len(array)} rows of {name} are all zeros (rows {first_rows(zero)}); "
+            f"{zero.size} of {len(array)} rows of {name} are all zeros ({_those(zero, ids)}); "
             "a cosine needs a direction; leave these rows out and say so"
         )
     array = array / largest
-    return array / np.linalg.norm(array, axis=1, keepdims=True)
+    array /= np.linalg.norm(array, axis=1, keepdims=True)
+    return array
 
 
-def comparable_rows(features: ArrayLike, name: str) -> FloatArray:
+def comparable_rows(
+    features: ArrayLike, name: str, ids: Sequence[Any] | NDArray[Any] | None = None
+) -> FloatArray:
     """Rows of `features` scaled to length 1, at least two of which differ, float64 (N, d).
 
     Raises
@@ -76,11 +88,11 @@ def comparable_rows(features: ArrayLike, name: str) -> FloatArray:
         As `unit_rows`, and if there are several rows and all have the same direction: any order among
         them would be an accident.
     """
-    unit = unit_rows(features, name)
+    unit = unit_rows(features, name, ids)
     if len(unit) > 1 and np.abs(unit - unit[0]).max() <= SAME_POINT:
-        rows = first_rows(np.arange(len(unit)))
+        rows = _those(np.arange(len(unit)), ids)
         raise EvaluationError(
-            f"all {len(unit)} rows of {name} are the same embedding (rows {rows}); at least two must "
+            f"all {len(unit)} rows of {name} are the same embedding ({rows}); at least two must "
             "differ to be ranked; the model has collapsed, or one feature was written to every row"
         )
     return unit

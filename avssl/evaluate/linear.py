@@ -23,6 +23,7 @@ from avssl.evaluate.checks import (
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,6 @@ def linear_probe(
     EvaluationError
         If arrays and labels do not fit each other, rows are not finite, or no row can be spared to validate.
     """
-    from sklearn.preprocessing import StandardScaler
-
     x_train, x_test = feature_rows(train, "train"), feature_rows(test, "test")
     check_same_width(x_train, x_test, ("train", "test"))
     y_train, y_test = paired_class_numbers(
@@ -89,18 +88,60 @@ def linear_probe(
         "train_labels",
         "test_labels",
     )
-    scaler = StandardScaler().fit(x_train)
-    x_train, x_test = scaler.transform(x_train), scaler.transform(x_test)
-    strength = _choose_strength(x_train, y_train, seed)
-    classifier, converged = _fit(x_train, y_train, strength)
+    probe = fit_probe(x_train, y_train, seed)
+    accuracy = float(np.mean(probe.predict(x_test) == y_test))
+    return LinearResult(accuracy, probe.C, probe.converged)
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """A linear classifier and what it was fitted with.
+
+    Parameters
+    ----------
+    pipeline : sklearn Pipeline
+        Standardisation, then the classifier.
+    C : float
+        Inverse regularisation strength.
+    converged : bool
+        Whether the fit reached its tolerance.
+    """
+
+    pipeline: Pipeline
+    C: float
+    converged: bool
+
+    def predict(self, features: FloatArray) -> IntArray:
+        """Class number of each row (M, d)."""
+        return np.asarray(self.pipeline.predict(features), dtype=np.int64)
+
+
+def fit_probe(
+    features: FloatArray, classes: IntArray, seed: int, strength: float | None = None
+) -> FittedProbe:
+    """Standardise, choose C as `linear_probe` says unless `strength` gives it, and fit on all rows.
+
+    Raises
+    ------
+    EvaluationError
+        When no row can be spared to choose C.
+    """
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    scaled = scaler.transform(features)
+    if strength is None:
+        strength = _choose_strength(scaled, classes, seed)
+    classifier, converged = _fit(scaled, classes, strength)
     if not converged:
         log.warning("linear probe: C=%g did not converge in %d iterations", strength, MAX_ITERATIONS)
-    return LinearResult(float(classifier.score(x_test, y_test)), strength, converged)
+    return FittedProbe(make_pipeline(scaler, classifier), strength, converged)
 
 
 def _choose_strength(features: FloatArray, classes: IntArray, seed: int) -> float:
     """The C of largest validation accuracy; the smallest among equals."""
-    held = _validation_rows(classes, seed)
+    held = validation_rows(classes, seed)
     accuracy = {}
     for strength in STRENGTHS:
         classifier, _ = _fit(features[~held], classes[~held], strength)
@@ -108,8 +149,14 @@ def _choose_strength(features: FloatArray, classes: IntArray, seed: int) -> floa
     return max(STRENGTHS, key=lambda strength: (accuracy[strength], -strength))
 
 
-def _validation_rows(classes: IntArray, seed: int) -> np.ndarray:
-    """Mask (N,) of a fifth of each class, at least one row; a class of one row keeps it for the fit."""
+def validation_rows(classes: IntArray, seed: int) -> np.ndarray:
+    """Mask (N,) of a fifth of each class, at least one row; a class of one row keeps it for the fit.
+
+    Raises
+    ------
+    EvaluationError
+        When every class has one row.
+    """
     generator = np.random.default_rng(seed)
     held = np.zeros(len(classes), dtype=bool)
     for number in np.unique(classes):

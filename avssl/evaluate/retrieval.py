@@ -9,9 +9,8 @@ same; every order among the equals is equally likely, and each number is its exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,14 +26,8 @@ from avssl.evaluate.checks import (
     label_array,
     paired_class_numbers,
 )
-
-Ties = Literal["mean", "optimistic", "pessimistic"]
-
-# Cosines closer than this are equal. Float64 rounding is below it, whatever order a matrix product adds in;
-# the distance between two embeddings that differ in float32 is above it.
-SCORE_TIE = 1e-12
-# Scores held at a time: 64 MiB as float64.
-BLOCK_SCORES = 8 * 2**20
+from avssl.evaluate.ranking import Ties, tie_code
+from avssl.evaluate.scores import SCORE_TIE, count_rivals, leave_out, score_blocks
 
 
 @dataclass(frozen=True)
@@ -108,10 +101,8 @@ def retrieval_metrics(
     pool_size = len(gallery_rows)
     targets = _targets(relevant, len(query_rows), pool_size)
     _check_depths(ks, pool_size)
-    if ties not in get_args(Ties):
-        raise EvaluationError(f"got ties={ties!r}; must be one of {', '.join(get_args(Ties))}; use 'mean'")
-
-    better, equal = _count_rivals(query_rows, gallery_rows, targets)
+    tie_code(ties)
+    better, equal = count_rivals(query_rows, gallery_rows, targets)
     tied_queries = int(np.count_nonzero(equal))
     if ties == "optimistic":
         equal = np.zeros_like(equal)
@@ -182,11 +173,12 @@ def class_precision(
     _check_depths((k,), pool_size)
 
     precisions, sizes = [], []
-    for rows, scores in _score_blocks(query_rows, gallery_rows):
+    for rows, scores in score_blocks(query_rows, gallery_rows):
         same = query_classes[rows, None] == gallery_classes[None, :]
         if exclude_self:
-            own = (np.arange(len(scores)), np.arange(rows.start, rows.stop))
-            scores[own], same[own] = -np.inf, False
+            own = np.arange(rows.start, rows.stop)
+            leave_out(scores, own)
+            same[np.arange(len(scores)), own] = False
         precisions.append(_expected_precision(scores, same, k))
         sizes.append(same.sum(axis=1))
     return {
@@ -227,24 +219,6 @@ def _check_depths(ks: Sequence[int], pool_size: int) -> None:
             f"got k in {tuple(ks)} for a pool of {pool_size}; a pool needs 2 rows and each k must be in "
             "1..pool size; ask for smaller k or a larger pool"
         )
-
-
-def _score_blocks(queries: FloatArray, gallery: FloatArray) -> Iterator[tuple[slice, FloatArray]]:
-    """Cosines of some queries at a time with the whole gallery: their rows, and (rows, N) float64."""
-    step = max(1, BLOCK_SCORES // len(gallery))
-    for start in range(0, len(queries), step):
-        rows = slice(start, min(start + step, len(queries)))
-        yield rows, queries[rows] @ gallery.T
-
-
-def _count_rivals(queries: FloatArray, gallery: FloatArray, targets: IntArray) -> tuple[IntArray, IntArray]:
-    """How many gallery rows score higher than the match, and how many others score the same; both (M,)."""
-    better, equal = np.empty(len(queries), np.int64), np.empty(len(queries), np.int64)
-    for rows, scores in _score_blocks(queries, gallery):
-        match = np.take_along_axis(scores, targets[rows, None], axis=1)
-        better[rows] = (scores > match + SCORE_TIE).sum(axis=1)
-        equal[rows] = (scores >= match - SCORE_TIE).sum(axis=1) - better[rows] - 1
-    return better, equal
 
 
 def _expected_precision(scores: FloatArray, same: np.ndarray, k: int) -> FloatArray:

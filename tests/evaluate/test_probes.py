@@ -123,7 +123,7 @@ def test_linear_probe_takes_the_best_strength_on_validation_rows_and_the_stronge
     chosen = set()
     for seed in range(6):
         features, labels = _blobs(90, 40, 3, 3.0 + seed, seed)
-        held = linear_module._validation_rows(labels, seed)
+        held = linear_module.validation_rows(labels, seed)
         scaled = (features - features.mean(axis=0)) / features.std(axis=0)
         accuracy = []
         for strength in linear_module.STRENGTHS:
@@ -161,10 +161,10 @@ def test_linear_probe_says_when_the_solver_stopped_early(monkeypatch, caplog):
 
 def test_linear_probe_holds_a_fifth_of_each_class_and_spares_single_rows():
     classes = np.array([0] * 10 + [1] * 5 + [2] * 2 + [3])
-    held = linear_module._validation_rows(classes, seed=0)
+    held = linear_module.validation_rows(classes, seed=0)
     assert np.bincount(classes[held], minlength=4).tolist() == [2, 1, 1, 0]
-    assert (held == linear_module._validation_rows(classes, seed=0)).all()
-    assert (held != linear_module._validation_rows(classes, seed=1)).any()
+    assert (held == linear_module.validation_rows(classes, seed=0)).all()
+    assert (held != linear_module.validation_rows(classes, seed=1)).any()
 
 
 def test_linear_probe_needs_a_row_to_validate():

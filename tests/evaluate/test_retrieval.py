@@ -7,7 +7,7 @@ import pytest
 
 from avssl.errors import EvaluationError
 from avssl.evaluate import class_precision, retrieval_metrics
-from avssl.evaluate import retrieval as retrieval_module
+from avssl.evaluate import scores as scores_module
 
 
 def _ranks_reference(queries, gallery, relevant):
@@ -27,7 +27,7 @@ def _embeddings(rows, dims, noise=1.0, seed=0):
 
 @pytest.mark.parametrize("block", [1, 100, 10**6])
 def test_retrieval_equals_brute_force_at_every_block_size(block, monkeypatch):
-    monkeypatch.setattr(retrieval_module, "BLOCK_SCORES", block)
+    monkeypatch.setattr(scores_module, "BLOCK_SCORES", block)
     queries, gallery = _embeddings(43, 9)
     ranks = _ranks_reference(queries, gallery, np.arange(43))
     result = retrieval_metrics(queries, gallery, ks=(1, 2, 5, 43))
@@ -167,7 +167,7 @@ def test_retrieval_refuses_a_pool_of_one():
 @pytest.mark.parametrize("exclude_self", [True, False])
 @pytest.mark.parametrize("k", [1, 4])
 def test_class_precision_equals_brute_force(exclude_self, k, monkeypatch):
-    monkeypatch.setattr(retrieval_module, "BLOCK_SCORES", 100)
+    monkeypatch.setattr(scores_module, "BLOCK_SCORES", 100)
     queries, gallery = _embeddings(40, 6)
     labels = np.array(list("abcd"))[np.random.default_rng(3).integers(0, 4, 40)]
     shares, chances = [], []
