@@ -19,6 +19,12 @@ FLAGS = (
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: where files run side by side, the longest must not begin last."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium of the system; where there is none, the test is skipped, or fails in CI."""

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from official_loader import BIN_MEAN, BIN_STD, official_sample
 
-from avssl.data import AudioSpec, ClipDataset, ClipKey, Manifest, VideoSpec, collate, scan
+from avssl.data import AudioSpec, ClipDataset, ClipKey, Manifest, PackedFrames, VideoSpec, collate, scan
 from avssl.decode import READERS, open_reader
 from avssl.errors import ConfigError
 from avssl.transforms import AudioAugment, LogSpectrogram, VideoAugment, ViewMaker
@@ -129,10 +129,10 @@ def prepare(source: Path, short_side: int, folder: Path) -> Manifest:
     return Manifest.load(folder / "manifest.parquet")
 
 
-def open_readers() -> dict[str, ClipReader]:
-    """Decoders that can be loaded here."""
+def open_readers(names: Sequence[str]) -> dict[str, ClipReader]:
+    """Those of the decoders that can be loaded here."""
     readers = {}
-    for name in READERS:
+    for name in names:
         try:
             readers[name] = open_reader(name)
         except ConfigError as error:
@@ -154,14 +154,17 @@ def own_works(manifest: Manifest, reader: ClipReader, size: int) -> dict[str, Wo
         for choice in (True, False)
     )
 
-    def work(keys: list[ClipKey]) -> Any:
+    def read(keys: list[ClipKey]) -> Any:
         batch = collate([dataset[key] for key in keys])
         assert len(batch) == len(keys), batch.failures
         return batch
 
     def whole(views: ViewMaker, keys: list[ClipKey]) -> None:
-        batch = work(keys)
+        batch = read(keys)
         views(batch.frames, batch.waveform, batch.index)
+
+    def work(keys: list[ClipKey]) -> None:
+        PackedFrames.pack(read(keys).frames)  # one buffer, in which they travel to the trainer
 
     def decode(keys: list[ClipKey]) -> None:
         for key in keys:
@@ -215,7 +218,7 @@ def bench(args: argparse.Namespace, name: str, size: int, folder: Path) -> None:
     raw = scan(files).manifest
     prepared = prepare(files, SHORT_SIDES[size], folder / f"{name}-{size}")
     works = {"official procedure": official_work(raw, size)}
-    for reader_name, reader in open_readers().items():
+    for reader_name, reader in open_readers(args.decoder).items():
         for copy, manifest in (("files", raw), ("prepared", prepared)):
             for what, work in own_works(manifest, reader, size).items():
                 works[f"{copy:10}{reader_name:12}{what}"] = work
@@ -234,6 +237,7 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, nargs="+", default=[112, 224], choices=list(SHORT_SIDES))
     parser.add_argument("--media", nargs="+", default=list(MEDIA), choices=list(MEDIA))
+    parser.add_argument("--decoder", nargs="+", default=list(READERS), choices=list(READERS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clips", type=int, default=16, help="clips a round, and a batch")
     parser.add_argument("--files", type=int, default=2, help="files of each kind")

@@ -16,8 +16,10 @@ from avssl.build import Config, build_device, build_encoders, share_cores
 from avssl.checkpoint import FILE_NAME
 from avssl.cli.pretrain import command_line
 from avssl.cli.progress import progress_bar
+from avssl.cli.protocols import PROTOCOLS, Subject, run_protocol
 from avssl.data import Manifest
 from avssl.errors import ManifestError
+from avssl.evaluate.clip_features import MODALITIES
 from avssl.evaluate.suite import agreement_row, evaluate_encoders, results_table
 from avssl.features import Features, load_encoders
 from avssl.files import write_json
@@ -67,22 +69,26 @@ Examples:
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--manifest", metavar="FILE|URL", help="Other data than the run was trained on.")
+@click.argument("protocol", type=click.Choice(PROTOCOLS), required=False)
+@click.option("--manifest", "--data", metavar="FILE|URL", help="Other data than the run was trained on.")
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN, or runs/NAME]"
 )
 @click.option("--train-split", default="train", show_default=True, help="Split the probes are fitted on.")
 @click.option("--test-split", default="test", show_default=True, help="Split everything is measured on.")
-@click.option("--clips", type=click.IntRange(min=1), default=2, show_default=True, help="Clips a file.")
+@click.option("--clips", type=click.IntRange(min=1), help="Clips a file.  [default: 2, for a PROTOCOL 10]")
+@click.option("--modality", type=click.Choice(MODALITIES), help="Of a PROTOCOL.  [default: what it is for]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...")
 @click.option("--gallery/--no-gallery", default=True, help="Write previews of queries and their matches.")
 def evaluate(
     run: Path,
+    protocol: str | None,
     manifest: str | None,
     output: Path | None,
     train_split: str,
     test_split: str,
-    clips: int,
+    clips: int | None,
+    modality: str | None,
     device: str,
     gallery: bool,
 ) -> None:
@@ -94,12 +100,27 @@ def evaluate(
     Retrieval between sound and video takes place among the files of the test split. With labels, linear
     probe and kNN accuracy of the video and audio features are measured too, and how often agreements mined
     from the memories have the query's class. Writes results.json, gallery.json and report.html.
+
+    PROTOCOL is one of the field's own instead: a linear classifier on each block of a network ('blocks'),
+    support vector machines on each block over the folds of ESC-50 or DCASE ('audio-svm'), linear probes on
+    few samples a class ('few-shot'). Their features stay in the folder of the results and serve again.
     """
     state = read_checkpoint(run)
     data, folder = _places(run, state["manifest_hash"] != "", manifest, output)
     whole = Manifest.load(data)
     place = build_device(device)
     encoders, config = load_encoders(state, run)
+    if protocol is not None:
+        sort = modality or ("audio" if protocol == "audio-svm" else "video")
+        run_protocol(
+            protocol,
+            Subject(encoders, config, whole, train_split, test_split, sort, clips or 10, folder, place),
+            str(run),
+        )
+        return
+    if modality is not None:
+        raise click.UsageError("--modality is for a PROTOCOL; without one both are measured")
+    clips = clips or 2
     need_audio = encoders.audio is not None
     train = _split(whole, train_split, "--train-split", need_audio)
     test = _split(whole, test_split, "--test-split", need_audio)

@@ -47,9 +47,7 @@ COMMANDS = {
     "weights": LazyCommand(
         "avssl.cli.weights:weights", "Describe or convert a checkpoint; list published ones."
     ),
-    "demo": LazyCommand(
-        "avssl.cli.demo:demo", "Run everything on a small generated data set, without a GPU."
-    ),
+    "demo": LazyCommand("avssl.cli.demo:demo", "Run everything on a small generated data set, no GPU."),
     "doctor": LazyCommand("avssl.cli.doctor:doctor", "Check this installation: decoders, search, GPU."),
 }
 

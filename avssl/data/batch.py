@@ -77,7 +77,8 @@ class ClipBatch:
     Parameters
     ----------
     frames : sequence of Tensor, each uint8 (T, H, W, 3)
-        One a clip, sizes may differ (packed into one buffer); empty when no video was asked for.
+        One a clip, sizes may differ; empty when no video was asked for. From a worker, and on a device,
+        `PackedFrames`.
     waveform : Tensor or None
         float32 (A, channels, samples) of the A = B clips or of those in `sounding`; None when no audio was
         asked for, or no clip with sound is left.
@@ -101,7 +102,8 @@ class ClipBatch:
     sounding: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.frames = PackedFrames.pack(self.frames)
+        if get_worker_info() is not None:  # elsewhere a copy into one buffer can wait until a device asks
+            self.frames = PackedFrames.pack(self.frames)
 
     def __len__(self) -> int:
         """Number of clips, failures not counted."""
@@ -114,11 +116,13 @@ class ClipBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
         """The batch on a device."""
-        packed = PackedFrames.pack(self.frames)
-        waveform, sounding = self.waveform, self.sounding
+        frames, waveform, sounding = self.frames, self.waveform, self.sounding
+        if len(frames) and frames[0].device != torch.device(device):
+            packed = PackedFrames.pack(frames)
+            frames = PackedFrames(packed.pixels.to(device, non_blocking=non_blocking), packed.shapes)
         return replace(
             self,
-            frames=PackedFrames(packed.pixels.to(device, non_blocking=non_blocking), packed.shapes),
+            frames=frames,
             waveform=None if waveform is None else waveform.to(device, non_blocking=non_blocking),
             index=self.index.to(device, non_blocking=non_blocking),
             sounding=None if sounding is None else sounding.to(device, non_blocking=non_blocking),

@@ -17,7 +17,6 @@ import torch
 
 from avssl import dist
 from avssl.data import ClipBatch, Failure
-from avssl.data.batch import PackedFrames
 from avssl.train.position import LoopSettings
 
 
@@ -112,7 +111,7 @@ def _take(part: ClipBatch, count: int, num_sounding: int) -> ClipBatch:
     places += [others[i % len(others)] for i in range(count - num_sounding)]
     return replace(
         part,
-        frames=PackedFrames.pack([part.frames[i] for i in places]) if len(part.frames) else part.frames,
+        frames=[part.frames[i] for i in places] if len(part.frames) else part.frames,
         waveform=None if part.waveform is None or num_sounding == 0 else part.waveform[first],
         index=part.index[places],
         sounding=torch.arange(num_sounding) if 0 < num_sounding < count else None,

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,7 +204,9 @@ def test_collate_of_failures_alone_is_an_empty_batch() -> None:
 
 
 def test_frames_share_one_buffer_through_pickle_and_device() -> None:
-    batch = ClipBatch([clip(1, 5).frames, clip(2, 6).frames], None, torch.tensor([1, 2]))
+    apart = ClipBatch([clip(1, 5).frames, clip(2, 6).frames], None, torch.tensor([1, 2]))
+    assert apart.to("cpu").frames is apart.frames  # nothing is copied where nothing travels
+    batch = replace(apart, frames=PackedFrames.pack(apart.frames))
     for copy in (batch, pickle.loads(pickle.dumps(batch)), batch.to("cpu")):
         assert len({frames.untyped_storage().data_ptr() for frames in copy.frames}) == 1
         assert all(torch.equal(a, b) for a, b in zip(copy.frames, batch.frames, strict=True))

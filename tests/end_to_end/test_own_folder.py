@@ -100,6 +100,40 @@ def test_evaluate_reads_an_earlier_checkpoint_of_a_run(avssl, trained):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "columns"),
+    [
+        (("few-shot",), ["shots", "accuracy", "from", "to", "draws", "test files"]),
+        (("audio-svm",), ["block", "accuracy"]),
+        (("blocks", "--modality", "audio"), ["block", "accuracy", "clip accuracy", "top 5"]),
+    ],
+)
+def test_evaluate_runs_a_protocol_and_reads_its_files_once(avssl, trained, folder, arguments, columns):
+    command = ("evaluate", "runs/avid_small", *arguments, "--clips", 2)
+    result = avssl(*command, cwd=trained)
+    assert result.returncode == 0, result.stderr
+    name = arguments[0].replace("-", "_")
+    (path,) = (trained / "runs" / "avid_small").glob(f"{name}_*.json")
+    first = json.loads(path.read_text())
+    assert list(first["rows"][0])[: len(columns)] == columns
+    assert all(0 <= row["accuracy"] <= 1 for row in first["rows"])
+    assert len(first["weights"]) == 64
+    assert all(column in result.stdout for column in columns)
+    folder.rename(folder.with_name("elsewhere"))
+    try:
+        again = avssl(*command, cwd=trained)
+    finally:
+        folder.with_name("elsewhere").rename(folder)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(path.read_text()) == first
+
+
+def test_a_protocol_that_a_model_cannot_have_is_refused(avssl, trained):
+    result = avssl("evaluate", "runs/avid_small", "--modality", "audio", cwd=trained)
+    assert result.returncode == 2
+    assert "--modality is for a PROTOCOL" in result.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("optim.lrr=1",), "command line: optim.lrr: no such key; did you mean 'optim.lr'?"),
