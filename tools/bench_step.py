@@ -334,6 +334,8 @@ def main():
     torch.set_num_threads(options.cpu_threads)
     wanted = [text.partition("=")[2] for text in changes if text.startswith("train.device=")]
     device = build_device(wanted[-1] if wanted else "auto")
+    if device.type == "cpu" and "numba" in MISSING:
+        raise SystemExit("numba is not installed; views on a CPU are computed with it: pip install numba")
     config = read_recipe(paths[0] if paths else None, changes, device.type == "cuda")
     config.views.statistics = None
     config.train.batch_size = options.batch or config.train.batch_size

@@ -71,7 +71,7 @@ def test_results_are_written_one_a_file_with_all_they_depend_on(files):
     assert (found["direction"], found["relevance"], found["ties"]) == ("v2v", "class", "mean")
     assert found["interval"] == {"level": 0.95, "resamples": 1000, "seed": 0, "over": "queries"}
     assert sorted(found["versions"]) == ["avssl", "numpy", "python"]
-    assert found["command"].startswith("avssl ")
+    assert found["command"].startswith("avssl")
     assert set(found["metrics"]) == {
         "r1", "r5", "median_rank", "mean_rank", "map", "ndcg1", "ndcg5", "p1", "p5",
     }  # fmt: skip
