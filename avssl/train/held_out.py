@@ -68,11 +68,6 @@ class HeldOut:
         self.held_out = _Share(held_out)
         self.known = None if known is None else _Share(known)
 
-    @property
-    def best_metric(self) -> str:
-        """Name of the number by which to call a checkpoint the best: larger is better."""
-        return "held_out_a2v_r1" if self.known is None else "held_out_knn_video"
-
     def numbers(
         self, objective: Objective, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, float]:

@@ -46,16 +46,6 @@ class LoopSettings:
         """Steps of an epoch of training; the last may have fewer parts than `accumulate`."""
         return -(-self.batches_per_epoch // self.accumulate)
 
-    @property
-    def warmup_steps(self) -> int:
-        """Steps of all epochs of warming up."""
-        return self.warmup_epochs * -(-self.batches_per_warmup_epoch // self.accumulate)
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.warmup_steps + self.epochs * self.steps_per_epoch
-
     def steps_done(self, position: Position) -> int:
         """Steps of training, without those of warming up, that lie before a position."""
         if position.epoch < self.warmup_epochs:

@@ -144,8 +144,8 @@ def carry_over(objective: Objective, checkpoint: dict[str, Any], same_data: bool
         fitting = {
             k: v for k, v in state.items() if k in own and own[k].shape == v.shape and not _is_memory(k)
         }
+        objective.start_from(state)  # also resets what begins anew in a new stage, which this is not:
         objective.load_state_dict(fitting, strict=False)
-        objective.start_from(state)
     except (RuntimeError, KeyError, IndexError) as error:
         raise CheckpointError(
             f"run {name}: its checkpoint does not fit this recipe: {' '.join(str(error).split())[:300]}; "

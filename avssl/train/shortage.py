@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from avssl import dist
+from avssl.data.dataset import lacks_memory
 from avssl.errors import TrainingError
 
 if TYPE_CHECKING:
     from avssl.train.trainer import Trainer
-
-_OF_THE_CPU = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
-"""What torch's own errors say; it has no class for them."""
 
 
 @contextmanager
@@ -23,10 +21,8 @@ def explained_shortage(trainer: Trainer) -> Iterator[None]:
     """Raise `TrainingError`, with a remedy, where the block runs out of memory."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingError(_explanation(trainer, str(error))) from error
-    except RuntimeError as error:
-        if not any(phrase in str(error) for phrase in _OF_THE_CPU):
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
             raise
         raise TrainingError(_explanation(trainer, str(error))) from error
 

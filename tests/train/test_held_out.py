@@ -96,7 +96,6 @@ def test_numbers_are_those_of_an_evaluation(on, whole):
         "held_out_skipped": 0.0,
     }
     assert numbers["held_out_knn_audio"] == 1.0  # one tone or another
-    assert held_out.best_metric == "held_out_knn_video"
 
 
 def test_a_visual_model_has_its_neighbours_alone(on, whole):
@@ -115,7 +114,6 @@ def test_data_without_labels_have_retrieval_alone(on, whole):
         "held_out_pool",
         "held_out_skipped",
     }
-    assert held_out.best_metric == "held_out_a2v_r1"
 
 
 class Drawing(torch.nn.Module):

@@ -15,11 +15,11 @@ from training import assert_same_weights, losses, stop_after
 
 from avssl.checkpoint import load_checkpoint
 from avssl.data import Manifest, scan
+from avssl.data.dataset import lacks_memory
 from avssl.errors import CheckpointError, ConfigError, DataGoneError, Interrupted, TrainingError
 from avssl.train import pretrain
 from avssl.train.position import LoopSettings, Position
 from avssl.train.resume import alone_in, place_in
-from avssl.train.shortage import _OF_THE_CPU
 from avssl.train.trainer import Trainer
 
 CMA_SETTINGS = {"name": "CMA", "num_negatives": 4, "num_positives": 3, "refresh_epochs": 2}
@@ -211,7 +211,7 @@ def test_other_errors_are_not_taken_for_want_of_memory(recipe, progress, monkeyp
 def test_a_real_shortage_has_the_words_that_are_looked_for():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)
-    assert any(words in str(error.value) for words in _OF_THE_CPU)
+    assert lacks_memory(error.value)
 
 
 def test_the_deterministic_mode_holds_while_a_run_lasts(recipe, progress, monkeypatch):
