@@ -123,6 +123,7 @@ def test_other_samples_are_named_and_memories_follow_their_ids(recipe, progress,
     ended = load_checkpoint(folder)
     assert ended["position"] == {"step": 4 + 6, "epoch": 3, "batch": 0}  # the second epoch began anew
     assert ended["objective"]["bank.seen"].all()
+    assert torch.equal(ended["objective"]["partition.log_z"], before["partition.log_z"])
     assert before["bank.keys"].ne(ended["objective"]["bank.keys"]).any()
     assert losses(folder).keys() >= set(range(1, 11))
 
